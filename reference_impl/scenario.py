@@ -1,0 +1,277 @@
+"""A scenario: what is done to the machine in one run, as data.
+
+A scenario names a design, an environment and the platform, and lists operations. Nothing else decides what a run does:
+the same scenario gives the same trace, byte for byte.
+
+`OPERATIONS` is the whole language. Each operation has fields, and each field lists all the values that it may have,
+*simplest first*. The byte codec, the YAML form, the generator, the mutator and the minimizer are all driven by this one
+table: a value's place in its list is its byte, and the minimizer's meaning of "simpler" is "further to the front".
+Values that people read are names.
+
+What deliberately lives elsewhere: bytes and YAML (`fuzz_targets`), and what an operation does (`reference_impl.world`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from reference_impl.failures import CALLS
+from reference_impl.faulty import FAULTS
+
+DESIGNS: dict[str, str] = {
+    "disconnect": "what ships in edk2: the bus disconnects everything in its ExitBootServices handler",
+    "exit-callback": "patch series v1: the bus calls its children back, then resets the connection",
+    "reference-count": "the counter-proposal: AddReference, RemoveReference(HandOffToOs); the last one resets the connection",
+}
+
+ENVIRONMENTS: dict[str, str] = {
+    "conforming": "only what the specification and a working platform allow",
+}
+
+SWITCHES: dict[str, str] = {}
+"""Single permissions of the hostile environment; the conforming one has none."""
+
+WORLDS: dict[str, str] = {
+    "platform": "firmware, Xen, the bus driver and its device drivers, and the operating system afterwards",
+    "core": "the firmware core alone, called with any arguments",
+    "ring": "the xenstore client against a peer that may lie",
+}
+
+DEVICE_KINDS = ("block", "network", "console")
+MAX_DEVICES = 4  # at the start; more can be added while it runs
+MAX_OPERATIONS = 200
+MAX_ORDER = 16  # notifications that a permutation may name
+
+ORDER_EDK2 = "edk2"
+ORDER_FIFO = "fifo"
+
+
+class Choice(NamedTuple):
+    """A field whose value is one of at most 256; the first is the simplest and the default."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+class Blob(NamedTuple):
+    """A field of raw bytes, at most `size_max` (at most 255) long. Shorter is simpler; the default is empty."""
+
+    name: str
+    size_max: int
+
+
+Field = Choice | Blob
+
+
+class OperationType(NamedTuple):
+    """One kind of operation: in which worlds it exists, its fields, and a sentence for people."""
+
+    worlds: tuple[str, ...]
+    fields: tuple[Field, ...]
+    description: str
+
+
+def failure_name(call: str, status: object) -> str:
+    """How a failure is written in a scenario: "AllocatePool -> EFI_OUT_OF_RESOURCES"."""
+    return f"{call} -> {status}"
+
+
+FAILURES: dict[str, tuple[str, Any]] = {
+    failure_name(call, status): (call, status) for call, statuses in CALLS.items() for status in statuses
+}
+
+_CHILDREN = tuple(f"child-{index}" for index in range(8))
+_CONTROLLER = Choice("controller", ("bus", *_CHILDREN))
+_DRIVERS = ("xenbus", "block", "network", "console")
+_DEVICE = Choice("device", tuple(range(8)))
+_SELECTORS = tuple(range(256))
+
+CORE_CALLS = tuple(call for call in CALLS if not call.startswith(("EVTCHNOP", "HVMOP", "XENMEM", "XS_")))
+
+OPERATIONS: dict[str, OperationType] = {
+    "connect": OperationType(
+        ("platform",),
+        (_CONTROLLER, Choice("driver", ("any", *_DRIVERS)), Choice("recursive", (True, False))),
+        "ConnectController, as the firmware does it at boot; `driver` alone where one is named",
+    ),
+    "exit": OperationType(
+        ("platform", "core"),
+        (Choice("map_key", ("fresh", "stale")),),
+        "the loader calls ExitBootServices with a map key that it has just fetched, or with one that has gone stale",
+    ),
+    "disconnect": OperationType(
+        ("platform",),
+        (_CONTROLLER, Choice("driver", ("any", *_DRIVERS)), Choice("child", ("all", *_CHILDREN))),
+        "DisconnectController",
+    ),
+    "request": OperationType(("platform",), (_DEVICE,), "one request through the interface that the device's driver published"),
+    "fail": OperationType(
+        ("platform", "core", "ring"),
+        (Choice("call", tuple(FAILURES)), Choice("nth", tuple(range(1, 129)))),
+        "arm a failure: from now on, the nth call that may fail answers this",
+    ),
+    "add-device": OperationType(("platform",), (Choice("kind", DEVICE_KINDS),), "a device appears in xenstore"),
+    "remove-device": OperationType(("platform",), (_DEVICE,), "the device's backend asks to close, and the device goes when that is done"),
+    "backend": OperationType(
+        ("platform",),
+        (_DEVICE, Choice("delay", (0, 1, 2, 3, 5, 8, 13, 21))),
+        "from now on the device's backend lets this many platform steps pass before it answers",
+    ),
+    "time": OperationType(("platform", "core"), (Choice("milliseconds", (1, 10, 100, 1000, 10000)),), "time passes"),
+    "unload": OperationType(("platform",), (Choice("driver", _DRIVERS),), "UnloadImage of a driver, which first disconnects it"),
+    "load": OperationType(("platform",), (Choice("driver", _DRIVERS),), "load a driver that was unloaded"),
+    "allocate": OperationType(("platform", "core"), (Choice("pages", (1, 2, 4, 16)),), "the loader allocates pages"),
+    "free": OperationType(("platform", "core"), (), "the loader frees the pages that it allocated last"),
+    "call": OperationType(
+        ("core",),
+        (
+            Choice("service", CORE_CALLS),
+            *(Choice(name, _SELECTORS) for name in ("a", "b", "c", "d", "e")),
+        ),
+        "a raw service call; each argument is picked by a number from the values that the run has seen and from odd ones",
+    ),
+    "ask": OperationType(
+        ("ring",),
+        (
+            Choice("request", ("READ", "WRITE", "DIRECTORY", "RM", "WATCH", "UNWATCH", "TRANSACTION_START", "TRANSACTION_END")),
+            Choice("path", ("device", "device/vbd/0/state", "", "x" * 300)),
+        ),
+        "the client under test makes one request",
+    ),
+    "answer": OperationType(
+        ("ring",),
+        (
+            Choice("what", ("honest", "nothing", "error", "wrong-id", "wrong-type", "watch-event", "too-long", "cut", "raw")),
+            Blob("data", 64),
+        ),
+        "how the peer answers the next request that has no answer planned yet",
+    ),
+    "skew": OperationType(
+        ("ring",),
+        (Choice("index", ("rsp_prod", "rsp_cons", "req_prod", "req_cons")), Choice("amount", (1, -1, 512, 1024, 1025, 1 << 31))),
+        "the peer moves an index of the ring that it should have left alone",
+    ),
+}
+
+
+class Operation(NamedTuple):
+    """One step of a scenario: its kind, and the values of `OPERATIONS[kind].fields` in that order."""
+
+    kind: str
+    arguments: tuple[Any, ...] = ()
+
+
+def operation(kind: str, **values: Any) -> Operation:
+    """An operation from named fields; what is not named has its simplest value.
+
+    Raises ValueError for an unknown kind or field, or a value that the field does not have.
+    """
+    if kind not in OPERATIONS:
+        raise ValueError(f"unknown operation {kind!r}")
+    fields = OPERATIONS[kind].fields
+    unknown = set(values) - {field.name for field in fields}
+    if unknown:
+        raise ValueError(f"{kind} has no field {sorted(unknown)[0]!r}")
+    return Operation(kind, tuple(_checked(kind, field, values.get(field.name, default_of(field))) for field in fields))
+
+
+def default_of(field: Field) -> Any:
+    """The simplest value of a field."""
+    return b"" if isinstance(field, Blob) else field.values[0]
+
+
+def _checked(kind: str, field: Field, value: Any) -> Any:
+    if isinstance(field, Blob):
+        valid = isinstance(value, bytes) and len(value) <= field.size_max
+    else:
+        valid = any(value is known or (type(value) is type(known) and value == known) for known in field.values)
+    if not valid:
+        raise ValueError(f"{kind}.{field.name} cannot be {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One run, as data. Build it with `scenario()`, which checks it.
+
+    world         one of `WORLDS`
+    design        one of `DESIGNS` in the platform world, "" in the others
+    environment   one of `ENVIRONMENTS`
+    switches      sorted names of `SWITCHES`
+    fault         one of `FAULTS`, or "": the seeded fault that the world has
+    reconnection  whether xenstored offers the reconnection feature
+    devices       kinds of the devices that are there at the start, at most `MAX_DEVICES`
+    order         of notifications of one group: "edk2" (newest first), "fifo", or a permutation of edk2's order: the
+                  k-th notification to run is edk2's number order[k]; what it does not name keeps edk2's place behind.
+                  TPLs are respected whatever it says. A permutation has no fixed tail, so that it has one form only.
+    operations    what happens, at most `MAX_OPERATIONS`
+    """
+
+    world: str = "platform"
+    design: str = ""
+    environment: str = "conforming"
+    switches: tuple[str, ...] = ()
+    fault: str = ""
+    reconnection: bool = True
+    devices: tuple[str, ...] = ()
+    order: str | tuple[int, ...] = ORDER_EDK2
+    operations: tuple[Operation, ...] = ()
+
+    def with_operations(self, operations: Iterable[Operation]) -> Scenario:
+        """The same scenario with other operations."""
+        return replace(self, operations=tuple(operations))
+
+
+def canonical_order(order: str | tuple[int, ...]) -> str | tuple[int, ...]:
+    """The one form of an order: a permutation without its fixed tail; the identity is "edk2"."""
+    if isinstance(order, str):
+        return order
+    length = len(order)
+    while length and order[length - 1] == length - 1:
+        length -= 1
+    return tuple(order[:length]) or ORDER_EDK2
+
+
+def scenario(**values: Any) -> Scenario:
+    """A checked scenario in canonical form. Raises ValueError with the field's name for what is wrong."""
+    made = Scenario(**values)
+    order = made.order
+    problem = ""
+    if made.world not in WORLDS:
+        problem = f"world: unknown {made.world!r}"
+    elif made.world == "platform" and made.design not in DESIGNS:
+        problem = f"design: unknown {made.design!r}"
+    elif made.world != "platform" and made.design:
+        problem = f"design: the world {made.world!r} has none"
+    elif made.environment not in ENVIRONMENTS:
+        problem = f"environment: unknown {made.environment!r}"
+    elif any(switch not in SWITCHES for switch in made.switches) or list(made.switches) != sorted(set(made.switches)):
+        problem = f"switches: {made.switches!r} are not sorted names of switches"
+    elif made.fault and made.fault not in FAULTS:
+        problem = f"fault: unknown {made.fault!r}"
+    elif len(made.devices) > MAX_DEVICES or any(kind not in DEVICE_KINDS for kind in made.devices):
+        problem = f"devices: at most {MAX_DEVICES} of {', '.join(DEVICE_KINDS)}"
+    elif isinstance(order, str) and order not in (ORDER_EDK2, ORDER_FIFO):
+        problem = f"order: unknown {order!r}"
+    elif not isinstance(order, str) and (len(order) > MAX_ORDER or sorted(order) != list(range(len(order)))):
+        problem = f"order: {order!r} is no permutation of 0 to n-1 with n at most {MAX_ORDER}"
+    elif len(made.operations) > MAX_OPERATIONS:
+        problem = f"operations: {len(made.operations)}, more than {MAX_OPERATIONS}"
+    if problem:
+        raise ValueError(problem)
+    for index, step in enumerate(made.operations):
+        if step.kind not in OPERATIONS or made.world not in OPERATIONS[step.kind].worlds:
+            raise ValueError(f"operations[{index}]: no operation {step.kind!r} in the world {made.world!r}")
+        fields = OPERATIONS[step.kind].fields
+        if len(step.arguments) != len(fields):
+            raise ValueError(f"operations[{index}]: {step.kind} takes {len(fields)} values")
+        for field, value in zip(fields, step.arguments, strict=True):
+            _checked(step.kind, field, value)
+    return replace(made, order=canonical_order(order), devices=tuple(made.devices), operations=tuple(made.operations))
+
+
+def operations_of(world: str) -> tuple[str, ...]:
+    """The kinds of operation that a world has, in the table's order."""
+    return tuple(kind for kind, entry in OPERATIONS.items() if world in entry.worlds)

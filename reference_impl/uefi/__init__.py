@@ -1,0 +1,1 @@
+"""The firmware's core: handles, protocols, driver binding, events, memory and ExitBootServices."""
