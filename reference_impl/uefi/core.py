@@ -16,7 +16,7 @@ Each image calls through a `BootServices` of its own (`boot_services.py`), which
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reference_impl.failures import Failures
 from reference_impl.trace import Kind, Phase, StepBudgetExceeded, Trace
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from reference_impl.uefi.handle_database import HandleDatabase
     from reference_impl.uefi.memory import Memory
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _SERVICE, _ENTRY, _CORE_MEMORY = int(Kind.SERVICE), int(Kind.ENTRY), int(Kind.CORE_MEMORY)
 _SUCCESS = EfiStatus.SUCCESS
@@ -165,12 +164,7 @@ class Core:
         )
 
 
-def service(
-    name: str,
-) -> Callable[
-    [Callable[Concatenate[BootServices, P], R]],
-    Callable[Concatenate[BootServices, P], R],
-]:
+def service(name: str) -> Callable[[F], F]:
     """Make a method of `BootServices` the boot service `name`.
 
     The method checks its arguments in the specification's order, changes state and returns its value, or raises
@@ -179,7 +173,7 @@ def service(
     Arguments are passed by position, so that they can be recorded as they are.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: F) -> F:
         def call(self: BootServices, *arguments: Any) -> Any:
             core = self.core
             trace = core.trace
@@ -217,6 +211,6 @@ def service(
         call.__module__ = function.__module__
         call.__wrapped__ = function  # type: ignore[attr-defined]
         call.service_name = name  # type: ignore[attr-defined]
-        return call
+        return cast(F, call)
 
-    return cast(Any, decorate)
+    return decorate
