@@ -163,7 +163,7 @@ class Operation(NamedTuple):
     arguments: tuple[Any, ...] = ()
 
 
-def operation(kind: str, **values: Any) -> Operation:
+def operation(kind: str, /, **values: Any) -> Operation:
     """An operation from named fields; what is not named has its simplest value.
 
     Raises ValueError for an unknown kind or field, or a value that the field does not have.
