@@ -51,7 +51,7 @@ class Kind(IntEnum):
     EXIT = 13  # a step of ExitBootServices: "attempt" | "before-group" | "timers-off" | "key-check" | "failed-group" | "exit-group" | "runtime"
     MEMORY = 14  # misuse that the memory model saw: "use-after-free" | "double-free" | "foreign-free", (address, owner)
     TAKE_OVER = 15  # one step of the operating system: "memory-map" | "store" | "grant-table" | "event-channel" | device path, (…), "OK" or what is in the way, agent responsible
-    STUCK = 16  # the run ended because nothing moves on: "step-budget" | "no-progress", (in which call,)
+    STUCK = 16  # the run ended because nothing moves on: "step-budget" | "no-progress" | "nesting", (in which call,)
 
 
 class Phase(IntEnum):

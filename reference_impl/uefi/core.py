@@ -49,6 +49,7 @@ class Core:
     """
 
     __slots__ = (
+        "configuration_tables",
         "entry",
         "events",
         "failures",
@@ -63,6 +64,7 @@ class Core:
     )
 
     def __init__(self, trace: Trace, failures: Failures, step_budget: int = STEP_BUDGET) -> None:
+        from reference_impl.uefi.configuration_table import ConfigurationTables
         from reference_impl.uefi.events import Events
         from reference_impl.uefi.handle_database import HandleDatabase
         from reference_impl.uefi.memory import Memory
@@ -78,6 +80,7 @@ class Core:
         self.memory: Memory = Memory(self)
         self.events: Events = Events(self)
         self.handles: HandleDatabase = HandleDatabase(self)
+        self.configuration_tables: ConfigurationTables = ConfigurationTables(self)
 
     # ---- driver code ----------------------------------------------------------------------------------------------
 
@@ -164,13 +167,14 @@ class Core:
         )
 
 
-def service(name: str) -> Callable[[F], F]:
+def service(name: str, plain: Callable[..., tuple[Any, ...]] | None = None) -> Callable[[F], F]:
     """Make a method of `BootServices` the boot service `name`.
 
     The method checks its arguments in the specification's order, changes state and returns its value, or raises
     EfiError. Around it: the record (`Kind.SERVICE`), the step budget, an armed failure, the answer after
     ExitBootServices (no service is there any more; EFI_UNSUPPORTED stands for the jump through a null pointer).
-    Arguments are passed by position, so that they can be recorded as they are.
+    Arguments are passed by position, so that they can be recorded as they are; where one of them is not a plain value,
+    `plain(*arguments)` gives what is recorded instead.
     """
 
     def decorate(function: F) -> F:
@@ -181,7 +185,8 @@ def service(name: str) -> Callable[[F], F]:
             index = len(records)
             agent = self.agent
             tpl, depth, phase = trace.tpl, trace.depth, trace.phase
-            records.append((_SERVICE, agent, tpl, depth, phase, name, arguments, None, None))
+            shown = arguments if plain is None else plain(*arguments)
+            records.append((_SERVICE, agent, tpl, depth, phase, name, shown, None, None))
             if index > core.step_budget:
                 trace.add(Kind.STUCK, agent, "step-budget", (name,))
                 raise StepBudgetExceeded(agent)
@@ -197,12 +202,12 @@ def service(name: str) -> Callable[[F], F]:
                         raise EfiError(status)
                 value = function(self, *arguments)
             except EfiError as error:
-                records[index] = (_SERVICE, agent, tpl, depth, phase, name, arguments, error.status, None)
+                records[index] = (_SERVICE, agent, tpl, depth, phase, name, shown, error.status, None)
                 raise
             finally:
                 trace.depth = depth
                 core.outer_agent, core.outer_service = outer_agent, outer_service
-            records[index] = (_SERVICE, agent, tpl, depth, phase, name, arguments, _SUCCESS, value)
+            records[index] = (_SERVICE, agent, tpl, depth, phase, name, shown, _SUCCESS, value)
             return value
 
         call.__name__ = function.__name__
