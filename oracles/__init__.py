@@ -1,22 +1,30 @@
-"""Oracles: from a trace to findings. One family of rules a file; an oracle needs nothing but the trace."""
+"""Oracles: from a trace to findings. One family of rules a file; an oracle needs nothing but the trace.
+
+An oracle is a module with `ORACLE` (its name), `RULES` (what it can report: rule → source and sentence) and
+`check(trace)`. To add one is to write it and to name it in `_MODULES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 from oracles import connection_reset, hand_over, memory_services
-from oracles.finding import Finding
+from oracles.finding import Finding, Rule
 from reference_impl.trace import Trace
 
-ORACLES: dict[str, Callable[[Trace], Iterable[Finding]]] = {
-    "connection-reset": connection_reset.check,
-    "memory-services": memory_services.check,
-    "hand-over": hand_over.check,
-}
+_MODULES = (connection_reset, memory_services, hand_over)
+
+ORACLES: dict[str, Callable[[Trace], Iterable[Finding]]] = {module.ORACLE: module.check for module in _MODULES}
+
+DESCRIPTIONS: dict[str, str] = {module.ORACLE: (module.__doc__ or "").partition("\n")[0] for module in _MODULES}
+"""Oracle → what it asks for, in one sentence."""
+
+RULES: dict[str, dict[str, Rule]] = {module.ORACLE: module.RULES for module in _MODULES}
+"""Oracle → rule → where it stands, and what it asks for."""
 
 
 def judge(trace: Trace) -> list[Finding]:
-    """Every oracle's findings in one trace: one for each signature, the first step at which it shows, in order of steps."""
+    """Every oracle's findings in one trace: one for each signature, where it shows first, in order of steps."""
     first: dict[str, Finding] = {}
     for check in ORACLES.values():
         for finding in check(trace):

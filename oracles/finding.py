@@ -1,8 +1,16 @@
-"""What an oracle says: one broken promise."""
+"""What an oracle says: one broken promise, and the rule that it breaks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """One rule of a family: where it stands ("UEFI 2.10 §7.1.1"), and what it asks for, as one sentence."""
+
+    source: str
+    sentence: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +21,7 @@ class Finding:
     rule      shorter name inside the family: "direct-call"
     source    where the rule stands: "UEFI 2.10 §7.1.1"
     agent     whose promise broke: "XenBusDxe"
-    subject   what it is about, stable from run to run: a service name, a device path, "ring"; part of the signature
+    subject   what it is about, stable from run to run: a service name, a device type, "ring"; part of the signature
     step      index of the record in the trace
     expected  what the rule asks for, a sentence
     seen      what happened instead, a sentence
@@ -32,5 +40,5 @@ class Finding:
 
     @property
     def signature(self) -> str:
-        """The key under which equal findings count once: no step, no address, no number that changes from run to run."""
+        """The key under which equal findings count once: no step, no address, no number that changes by run."""
         return f"{self.oracle}/{self.rule}/{self.agent}/{self.subject}"
