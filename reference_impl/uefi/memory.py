@@ -487,9 +487,7 @@ class Memory:
 
         edk2 signals at each change, but holds a lock meanwhile; what is queued already is only queued again.
         """
-        events = self._core.events
-        if events.has_members(_MAP_CHANGE):
-            events.signal_group(_MAP_CHANGE)
+        self._core.events.signal_group(_MAP_CHANGE)
 
     # ---- our own checks -------------------------------------------------------------------------------------------
 
