@@ -51,6 +51,7 @@ class Kind(IntEnum):
     EXIT = 13  # a step of ExitBootServices: "attempt" | "before-group" | "timers-off" | "key-check" | "failed-group" | "exit-group" | "runtime"
     MEMORY = 14  # misuse that the memory model saw: "use-after-free" | "double-free" | "foreign-free", (address, owner)
     TAKE_OVER = 15  # one step of the operating system: "memory-map" | "store" | "grant-table" | "event-channel" | device path, (…), "OK" or what is in the way, agent responsible
+    DRIVER_STATE = 17  # a variable in which a driver keeps its own state takes a value that it never had: its name, (), None, the value
     STUCK = 16  # the run ended because nothing moves on: "step-budget" | "no-progress" | "nesting", (in which call,)
 
 

@@ -1,0 +1,308 @@
+"""The XenBus bus driver: one connection to the hypervisor, and a child handle for each device that xenstore lists.
+
+Start takes, in this order: the controller's protocols, private memory, the shared info page, the grant table, the
+xenstore ring, the teardown design's event, the children. Stop gives back in reverse, and so does a Start that fails on
+its way: there is one `_release` for both. What happens at ExitBootServices is the design's business (`designs`), which
+has one means for it here: `reset_connection`.
+"""
+
+from __future__ import annotations
+
+from reference_impl.trace import Kind
+from reference_impl.uefi import guids
+from reference_impl.uefi.boot_services import BootServices
+from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, BY_CHILD_CONTROLLER, BY_DRIVER, TPL_NOTIFY
+from reference_impl.uefi.status import EfiError, EfiStatus
+from reference_impl.xen.grant_table import RESERVED
+from reference_impl.xen.hypervisor import (
+    GRANT_TABLE,
+    SHARED_INFO,
+    STORE_EVTCHN,
+    STORE_PFN,
+    HypercallError,
+)
+from reference_impl.xen.platform import XenPlatform
+from reference_impl.xenbus.designs.base import BusTeardown, Design
+from reference_impl.xenbus.driver import Driver
+from reference_impl.xenbus.protocol import XenBusProtocol
+from reference_impl.xenbus.xenstore_client import FixedBuffers, PoolBuffers, XenStoreClient, XenStoreError
+
+AGENT = "XenBusDxe"
+MEMORY_TYPE_RESERVED = 0
+GRANT_FRAMES = 4
+GRANT_ENTRIES = GRANT_FRAMES * 512
+STATE_INITIALISING = "1"
+
+
+class XenIo:
+    """XENIO_PROTOCOL: where the platform device lets the grant table be mapped."""
+
+    __slots__ = ("grant_table_address",)
+
+    def __init__(self, grant_table_address: int) -> None:
+        self.grant_table_address = grant_table_address
+
+
+class Grants:
+    """The driver's free list of grant references, behind a lock, as the shipped driver has it."""
+
+    __slots__ = ("_free", "_platform", "_services")
+
+    def __init__(self, services: BootServices, platform: XenPlatform) -> None:
+        self._services = services
+        self._platform = platform
+        self._free = list(range(GRANT_ENTRIES - 1, RESERVED - 1, -1))
+
+    def grant(self, domain: int, frame: int) -> int:
+        """Let `domain` use the page `frame`; the reference. Raises EfiError(OUT_OF_RESOURCES) where none is left."""
+        services = self._services
+        old = services.raise_tpl(TPL_NOTIFY)
+        reference = self._free.pop() if self._free else 0
+        services.restore_tpl(old)
+        if not reference:
+            raise EfiError(EfiStatus.OUT_OF_RESOURCES)
+        self._platform.grant_table.grant(services.agent, reference, domain, frame)
+        return reference
+
+    def end(self, reference: int) -> bool:
+        """Take the access back; False, and nothing changes, where the peer still uses the page."""
+        if not self._platform.grant_table.end_access(self._services.agent, reference):
+            return False
+        old = self._services.raise_tpl(TPL_NOTIFY)
+        self._free.append(reference)
+        self._services.restore_tpl(old)
+        return True
+
+
+class Child:
+    """One device on the bus: its handle and what was taken for it."""
+
+    __slots__ = ("allocation", "handle", "path_allocation", "protocol")
+
+    def __init__(self, allocation: int, path_allocation: int, protocol: XenBusProtocol) -> None:
+        self.allocation = allocation
+        self.path_allocation = path_allocation
+        self.protocol = protocol
+        self.handle = 0
+
+
+class XenBus:
+    """The bus on one controller. `reset_connection` is what ExitBootServices is about."""
+
+    def __init__(self, driver: XenBusDriver, controller: int) -> None:
+        self.driver = driver
+        self.services = driver.services
+        self.platform = driver.platform
+        self.hypercalls = driver.platform.hypercalls(driver.agent)
+        self.controller = controller
+        self.children: dict[int, Child] = {}
+        self.allocation = 0
+        self.teardown: BusTeardown | None = None
+        self._opened: list[str] = []
+        self._shared_info = 0
+        self._shared_info_mapped = False
+        self._grant_frames: list[int] = []
+        self._buffers: FixedBuffers | PoolBuffers | None = None
+        self._store: XenStoreClient | None = None
+        self._grants: Grants | None = None
+
+    @property
+    def store(self) -> XenStoreClient:
+        """The xenstore conversation of a started bus."""
+        assert self._store is not None
+        return self._store
+
+    @property
+    def grants(self) -> Grants:
+        """The grant references of a started bus."""
+        assert self._grants is not None
+        return self._grants
+
+    # ---- start and stop -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect, and make a child for each device (UEFI 2.10 §11.1)."""
+        try:
+            self._take()
+        except (HypercallError, XenStoreError):
+            self._release()
+            raise EfiError(EfiStatus.DEVICE_ERROR) from None
+        except EfiError:
+            self._release()
+            raise
+
+    def stop(self, children: tuple[int, ...]) -> None:
+        """Stop the children that are named; with none, give everything back."""
+        if not children:
+            if self.children:
+                raise EfiError(EfiStatus.DEVICE_ERROR)
+            self._release()
+            return
+        failed = False
+        for handle in children:
+            child = self.children.get(handle)
+            failed |= child is None or not self._remove_child(child)
+        if failed:
+            raise EfiError(EfiStatus.DEVICE_ERROR)
+
+    def _take(self) -> None:
+        services, hypercalls = self.services, self.hypercalls
+        binding = self.driver.driver_binding_handle
+        xenio = 0
+        for protocol in (guids.XENIO_PROTOCOL, guids.DEVICE_PATH_PROTOCOL):
+            interface = services.open_protocol(self.controller, protocol, binding, self.controller, BY_DRIVER)
+            xenio = xenio or interface
+            self._opened.append(protocol)
+        self.allocation = services.allocate_pool(BOOT_SERVICES_DATA, 0x180)
+        services.core.place(self.allocation, self, self.allocation)
+        self._shared_info = services.allocate_pages(0, MEMORY_TYPE_RESERVED, 1, 0)
+        hypercalls.add_to_physmap(SHARED_INFO, 0, self._shared_info >> 12)
+        self._shared_info_mapped = True
+        first = services.core.object_at(xenio, services.agent).grant_table_address >> 12
+        for index in range(GRANT_FRAMES):
+            hypercalls.add_to_physmap(GRANT_TABLE, index, first + index)
+            self._grant_frames.append(first + index)
+        self._grants = Grants(services, self.platform)
+        self._buffers = FixedBuffers(services) if self.driver.design.fixed_buffers else PoolBuffers(services)
+        hypercalls.hvm_get_param(STORE_PFN)
+        port = hypercalls.hvm_get_param(STORE_EVTCHN)
+        self._store = XenStoreClient(services, hypercalls, self.platform.ring, port, self._buffers)
+        teardown = self.driver.design.bus(self)
+        teardown.started()
+        self.teardown = teardown
+        self._enumerate()
+
+    def _release(self) -> None:
+        services = self.services
+        for child in reversed(list(self.children.values())):
+            self._remove_child(child)
+        if self.teardown is not None:
+            self.teardown.stopping()
+            self.teardown = None
+        self.reset_connection()
+        if self._buffers is not None:
+            self._buffers.close()
+            self._buffers = None
+        if self._shared_info:
+            if self._shared_info_mapped:
+                self.hypercalls.remove_from_physmap(self._shared_info >> 12)
+                self._shared_info_mapped = False
+            services.free_pages(self._shared_info, 1)
+            self._shared_info = 0
+        if self.allocation:
+            services.free_pool(self.allocation)
+            self.allocation = 0
+        while self._opened:
+            services.close_protocol(
+                self.controller, self._opened.pop(), self.driver.driver_binding_handle, self.controller
+            )
+
+    def reset_connection(self) -> None:
+        """Bring ring and grant table back to the state that somebody else can take over. No memory service is called."""
+        if self._store is not None and self._store.in_use:
+            self._store.reset()
+        while self._grant_frames:
+            self.hypercalls.remove_from_physmap(self._grant_frames.pop())
+
+    # ---- children -------------------------------------------------------------------------------------------------
+
+    def _enumerate(self) -> None:
+        for type_ in self._list("device"):
+            for id_ in self._list(f"device/{type_}"):
+                node = f"device/{type_}/{id_}"
+                try:
+                    state = self.store.read(f"{node}/state")
+                    if state != STATE_INITIALISING:
+                        continue  # somebody else's, or on its way out
+                    backend = self.store.read(f"{node}/backend")
+                    backend_id = int(self.store.read(f"{node}/backend-id"))
+                except (XenStoreError, ValueError):
+                    continue  # a device that cannot be read is left alone; the others are still good
+                self._add_child(XenBusProtocol(self, type_, node, backend, backend_id))
+
+    def _list(self, path: str) -> list[str]:
+        try:
+            return self.store.directory(path)
+        except XenStoreError as error:
+            if error.name == "ENOENT":
+                return []
+            raise
+
+    def _add_child(self, protocol: XenBusProtocol) -> None:
+        services = self.services
+        allocation = services.allocate_pool(BOOT_SERVICES_DATA, 0xA0)
+        path_allocation = 0
+        try:
+            path_allocation = services.allocate_pool(BOOT_SERVICES_DATA, 0x40)
+            child = Child(allocation, path_allocation, protocol)
+            services.core.place(allocation, protocol, allocation)
+            services.core.place(path_allocation, protocol.node.encode(), path_allocation)
+            child.handle = services.install_multiple_protocol_interfaces(
+                0, (guids.DEVICE_PATH_PROTOCOL, path_allocation), (guids.XENBUS_PROTOCOL, allocation)
+            )
+            try:
+                self._open_by_child(child)
+            except EfiError:
+                services.uninstall_multiple_protocol_interfaces(child.handle, *self._interfaces(child))
+                raise
+        except EfiError:
+            if path_allocation:
+                services.free_pool(path_allocation)
+            services.free_pool(allocation)
+            raise
+        self.children[child.handle] = child
+
+    def _remove_child(self, child: Child) -> bool:
+        """Give a child's handle back; False where its driver does not let go of it (then the child stays)."""
+        services = self.services
+        binding = self.driver.driver_binding_handle
+        try:
+            services.disconnect_controller(child.handle, 0, 0)
+        except EfiError:
+            return False
+        services.close_protocol(self.controller, guids.XENIO_PROTOCOL, binding, child.handle)
+        try:
+            services.uninstall_multiple_protocol_interfaces(child.handle, *self._interfaces(child))
+        except EfiError:
+            self._open_by_child(child)
+            return False
+        services.free_pool(child.path_allocation)
+        services.free_pool(child.allocation)
+        del self.children[child.handle]
+        return True
+
+    def _open_by_child(self, child: Child) -> None:
+        self.services.open_protocol(
+            self.controller,
+            guids.XENIO_PROTOCOL,
+            self.driver.driver_binding_handle,
+            child.handle,
+            BY_CHILD_CONTROLLER,
+        )
+
+    def _interfaces(self, child: Child) -> tuple[tuple[str, int], ...]:
+        return (guids.DEVICE_PATH_PROTOCOL, child.path_allocation), (guids.XENBUS_PROTOCOL, child.allocation)
+
+    def record_reference(self, name: str, arguments: tuple[object, ...], count: int) -> None:
+        """Tell the trace that the bus's reference count changed."""
+        self.services.core.trace.add(Kind.REFERENCE, self.services.agent, name, arguments, None, count)
+
+
+class XenBusDriver(Driver):
+    """XenBusDxe: manages controllers that carry XENIO_PROTOCOL."""
+
+    def __init__(self, services: BootServices, platform: XenPlatform, design: Design, bus: type[XenBus]) -> None:
+        super().__init__(services)
+        self.platform = platform
+        self.design = design
+        self._bus = bus
+
+    def supported(self, controller: int, remaining_device_path: bytes | None) -> None:
+        """Whether the controller has XENIO_PROTOCOL, and nobody else manages it."""
+        binding = self.driver_binding_handle
+        self.services.open_protocol(controller, guids.XENIO_PROTOCOL, binding, controller, BY_DRIVER)
+        self.services.close_protocol(controller, guids.XENIO_PROTOCOL, binding, controller)
+
+    def make(self, controller: int) -> XenBus:
+        """The bus on this controller."""
+        return self._bus(self, controller)
