@@ -2,8 +2,8 @@
 
 How it works:
 
-* There is one queue of notifications per TPL. `restore_tpl` is the dispatcher: when the processor's TPL drops, everything
-  that is pending above the new TPL runs, highest TPL first, each queue from its front. edk2 does its work inside services
+* There is one queue of notifications per TPL. `restore_tpl` is the dispatcher: when the processor's TPL drops, all that
+  is pending above the new TPL runs, highest TPL first, each queue from its front. edk2 does its work inside services
   under a lock at a high TPL; giving the lock back restores the caller's TPL and so dispatches. Here a service changes
   state first and calls `_settle` last, which comes to the same.
 * An event leaves its queue, and its signal state is cleared, before its function runs. An event that is queued again
@@ -13,8 +13,8 @@ How it works:
 * Timers come due at the timer interrupt, once in `TIMER_TICK_100NS`. The interrupt queues one internal event at
   TPL_HIGH_LEVEL - 1; its function signals the events that are due. A timer that is set counts from the last interrupt,
   and so may come up to one tick early.
-* Time passes only where the processor waits: Stall, WaitForEvent, and a CheckEvent that finds nothing. There the rest of
-  the platform gets its turn as well (`core.idle`).
+* Time passes only where the processor waits: Stall, WaitForEvent, and a CheckEvent that finds nothing. There the rest
+  of the platform gets its turn as well (`core.idle`).
 
 Events are integers to everybody else. They are never used again, so that a closed event stays recognisable.
 
@@ -202,14 +202,14 @@ class Events:
     # ---- task priority level --------------------------------------------------------------------------------------
 
     def raise_tpl(self, new: int) -> int:
-        """Set the TPL and give the one before. A lower TPL is set too, as edk2's release build does."""
+        """Set the TPL and give the one before. edk2's release build sets a lower TPL, too."""
         trace = self.trace
         old = trace.tpl
         trace.tpl = new
         return old
 
     def restore_tpl(self, new: int) -> None:
-        """Run what is pending above the TPL `new`, then set it. A higher TPL is set too, as edk2's release build does."""
+        """Run what is pending above the TPL `new`, then set it. edk2's release build sets a higher TPL, too."""
         while self._pending:
             tpl = self._pending.bit_length() - 1
             if tpl <= new:
@@ -326,7 +326,7 @@ class Events:
         self._settle()
 
     def signal(self, event_id: int) -> None:
-        """Signal an event; as a member of a group, signal the whole group. Nothing happens where it is signalled already.
+        """Signal an event, or the whole group that it belongs to. Nothing happens where it is signalled already.
 
         Raises EfiError(INVALID_PARAMETER) for what is no event. UEFI 2.10 §7.1.4.
         """
@@ -344,7 +344,7 @@ class Events:
                 self._queue(event)
 
     def signal_group(self, group: str) -> None:
-        """Queue every member of a group and run what the TPL allows. Costs one look-up where the group has no member."""
+        """Queue every member of a group and run what the TPL allows. One look-up where the group has no member."""
         if group in self._groups:
             self._queue_group(group)
             self._settle()
@@ -352,18 +352,17 @@ class Events:
     def _queue_group(self, group: str) -> None:
         members = self._groups.get(group, ())
         order = self.order
-        if order == "fifo":
-            chosen = list(members)
+        if isinstance(order, str):
+            chosen = members[::-1] if order == "edk2" else members[:]
         else:
-            chosen = list(reversed(members))
-            if order != "edk2":
-                named = [chosen[index] for index in order if index < len(chosen)]  # type: ignore[operator,call-overload]
-                chosen = named + chosen[len(order) :]
+            newest_first = members[::-1]
+            chosen = [newest_first[index] for index in order if index < len(newest_first)]
+            chosen += newest_first[len(order) :]
         for event in chosen:
             self._queue(event)
 
     def check(self, event_id: int) -> bool:
-        """Whether the event is signalled; clears that. Where it is not, and it notifies waiters, its function runs first.
+        """Whether the event is signalled; clears that. The function of an event that notifies waiters runs first.
 
         Raises EfiError(INVALID_PARAMETER) for what is no event, and for EVT_NOTIFY_SIGNAL. UEFI 2.10 §7.1.6.
         """
@@ -381,9 +380,9 @@ class Events:
     def wait(self, event_ids: tuple[int, ...]) -> int:
         """Let time pass until one of the events is signalled; give its index and clear it.
 
-        Raises EfiError: UNSUPPORTED above TPL_APPLICATION; INVALID_PARAMETER without events; WaitError for an event that
-        cannot be waited for. Ends the run (StepBudgetExceeded) where nothing can ever signal one of them: no timer is
-        armed, the platform has nothing left to do, and no event has a function that looks for itself.
+        Raises EfiError: UNSUPPORTED above TPL_APPLICATION; INVALID_PARAMETER without events; WaitError for an event
+        that cannot be waited for. Ends the run (StepBudgetExceeded) where nothing can ever signal one of them: no timer
+        is armed, the platform has nothing left to do, and no event has a function that looks for itself.
         UEFI 2.10 §7.1.5.
         """
         if self.trace.tpl != TPL_APPLICATION:
@@ -609,7 +608,7 @@ class EventServices:
 
     @service("Stall")
     def stall(self, microseconds: int) -> None:
-        """Let the processor do nothing for a time, while the platform moves on and timers come due. UEFI 2.10 §7.5.2."""
+        """Do nothing for a time, while the platform moves on and timers come due. UEFI 2.10 §7.5.2."""
         core = self.core
         events = core.events
         target = events.now_100ns + microseconds * 10

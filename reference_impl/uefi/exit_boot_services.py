@@ -52,26 +52,28 @@ class ExitServices(ConfigurationTableServices):
         events, trace, agent = core.events, core.trace, self.agent
         trace.add(_EXIT, agent, "attempt", (map_key,))
         if trace.phase == _BOOT:
-            # The phase moves before the group is signalled: a notification that calls back here does not signal it again.
+            # The phase moves first: a notification that calls ExitBootServices does not signal the group again.
             trace.phase = _BEFORE
             trace.add(_EXIT, agent, "before-group")
             events.signal_group(guids.EVENT_GROUP_BEFORE_EXIT_BOOT_SERVICES)
         trace.phase = _CHECK
         events.timers_off()
         trace.add(_EXIT, agent, "timers-off")
-        current = core.memory.map_key
-        status = EfiStatus.SUCCESS if map_key == current else EfiStatus.INVALID_PARAMETER
-        trace.add(_EXIT, agent, "key-check", (map_key, current), status)
-        if map_key != current:
+        memory = core.memory
+        first = not memory.terminated
+        keys = (map_key, memory.map_key)
+        try:
+            memory.terminate(map_key)
+        except EfiError as error:
+            trace.add(_EXIT, agent, "key-check", keys, error.status)
             trace.phase = _FAILED
             trace.add(_EXIT, agent, "failed-group")
             events.signal_group(guids.EVENT_GROUP_EXIT_BOOT_SERVICES_FAILED)
             trace.phase = _RETRY
-            raise EfiError(status)
-        first = not core.memory.terminated
-        core.memory.terminated = True
+            raise
+        trace.add(_EXIT, agent, "key-check", keys, EfiStatus.SUCCESS)
         trace.phase = _EXIT_PHASE
-        if first:
+        if first:  # a notification of the EXIT group that calls ExitBootServices does not signal the group again
             trace.add(_EXIT, agent, "exit-group")
             events.signal_group(guids.EVENT_GROUP_EXIT_BOOT_SERVICES)
         trace.phase = _RUNTIME
