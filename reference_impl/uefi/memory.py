@@ -411,15 +411,10 @@ class Memory:
             return self._used[address][3]
         return self._pages[address][2] if address in self._pages else ""
 
-    def give(self, address: int, owner: str) -> None:
-        """Make a live pool buffer `owner`'s own: for buffers that a service returns and its caller frees."""
-        memory_type, index, block, _, size_bytes = self._used[address]
-        self._used[address] = (memory_type, index, block, owner, size_bytes)
-
-    def owned(self, owner: str) -> tuple[int, int]:
-        """What `owner` has: number of pool buffers, and pages from AllocatePages."""
+    def live_count(self, owner: str) -> int:
+        """How many allocations `owner` has: pool buffers, and runs of pages."""
         buffers = sum(1 for entry in self._used.values() if entry[3] == owner)
-        return buffers, sum(count for count, _, holder in self._pages.values() if holder == owner)
+        return buffers + sum(1 for _, _, holder in self._pages.values() if holder == owner)
 
     def _refuse_free(self, address: int, owner: str, freed: dict[int, str], status: EfiStatus) -> NoReturn:
         if address in freed:
