@@ -1,0 +1,179 @@
+"""For every rule a planted bug that breaks it and a near miss that does not, each as a story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from reference_impl.trace import Kind
+from reference_impl.uefi.status import EfiStatus
+from tests.oracles.stories import BLOCK, BUS, LOADER, Story
+
+Telling = Callable[[Story], None]
+
+PAIRS: dict[str, tuple[Telling, Telling]] = {}
+"""Signature that the planted bug must have, and no other → planted bug, near miss."""
+
+
+def pair(signature: str, near_miss: Telling) -> Callable[[Telling], Telling]:
+    """Register the decorated story as the planted bug with this signature, beside its near miss."""
+
+    def register(bug: Telling) -> Telling:
+        PAIRS[signature] = bug, near_miss
+        return bug
+
+    return register
+
+
+# ---- memory services ----------------------------------------------------------------------------------------------
+
+
+def _allocates_in_the_before_group(story: Story) -> None:
+    """The BEFORE group may allocate, in the call and inside other services, and the EXIT group then uses it."""
+    with story.before_group(), story.notification():
+        story.service("AllocatePool")
+        with story.service("CreateEvent"):
+            story.core("allocate", "CreateEvent")
+    with story.exit(), story.notification():
+        story.service("SignalEvent")
+
+
+@pair("memory-services/direct-call/XenBusDxe/AllocatePool", _allocates_in_the_before_group)
+def _allocates_in_its_notification(story: Story) -> None:
+    with story.exit(), story.notification():
+        story.service("AllocatePool")
+
+
+def _open_that_finds_its_record(story: Story) -> None:
+    """OpenProtocol allocates nothing where the same open stands already; nor does one that is refused."""
+    with story.exit(), story.notification():
+        story.service("OpenProtocol")
+        story.service("OpenProtocol", BUS, EfiStatus.ACCESS_DENIED)
+        story.service("LocateProtocol", BUS, EfiStatus.OUT_OF_RESOURCES)
+
+
+@pair("memory-services/allocates-inside/XenBusDxe/OpenProtocol", _open_that_finds_its_record)
+def _opens_a_protocol_in_its_notification(story: Story) -> None:
+    with story.exit(), story.notification(), story.service("OpenProtocol"):
+        story.core("allocate", "OpenProtocol")
+
+
+def _closes_before_the_exit(story: Story) -> None:
+    """An event that is closed before the EXIT group runs is nobody's business."""
+    with story.entry("Stop"), story.service("CloseEvent"):
+        story.core("free", "CloseEvent")
+    with story.exit(), story.notification():
+        pass
+
+
+@pair("memory-services/frees-inside/XenBusDxe/CloseEvent", _closes_before_the_exit)
+def _closes_its_event_in_its_notification(story: Story) -> None:
+    with story.exit(), story.notification(), story.service("CloseEvent"):
+        story.core("free", "CloseEvent")
+
+
+# ---- connection reset ---------------------------------------------------------------------------------------------
+
+
+def _stop_start_exit(story: Story) -> None:
+    """Stop resets generation 1, the hand-over resets generation 2."""
+    story.connection("ring", 1)
+    with story.entry("Stop"):
+        story.reset("ring", 1)
+    story.connection("ring", 2)
+    with story.exit(), story.notification():
+        story.reset("ring", 2)
+
+
+@pair("connection-reset/double-reset/XenBusDxe/ring", _stop_start_exit)
+def _bus_resets_after_the_last_device(story: Story) -> None:
+    story.connection("ring", 1)
+    with story.exit():
+        with story.notification(BLOCK):
+            story.reset("ring", 1, BLOCK)
+        with story.notification():
+            story.reset("ring", 1)
+
+
+def _exit_that_fails(story: Story) -> None:
+    """The loader's key is stale and it never tries again: the firmware still owns the machine, and its connection."""
+    story.connection("grant-table", 1)
+    story.failed_exit()
+
+
+@pair("connection-reset/missed-reset/XenBusDxe/grant-table", _exit_that_fails)
+def _nobody_resets(story: Story) -> None:
+    story.connection("grant-table", 1)
+    with story.exit(), story.notification():
+        pass
+
+
+# ---- hand-over ----------------------------------------------------------------------------------------------------
+
+
+def _everything_can_be_taken_over(story: Story) -> None:
+    """Every step of the operating system succeeds."""
+    with story.exit():
+        pass
+    for name in ("memory-map", "store", "grant-table", "grant", "event-channel", "device/vbd/0", "device/vif/0"):
+        story.take_over(name, "OK", BUS)
+
+
+@pair("hand-over/memory-map/XenBusDxe/memory-map", _everything_can_be_taken_over)
+def _map_has_moved(story: Story) -> None:
+    story.add(Kind.MAP_KEY, LOADER, "bump", (6, 7))
+    with story.exit():
+        with story.notification(), story.service("Stall"):
+            story.add(Kind.MAP_KEY, BUS, "bump", (7, 8))
+        story.add(Kind.MAP_KEY, BLOCK, "bump", (8, 9))
+    story.take_over("memory-map", "the loader's map has key 7, memory has moved on to 9")
+
+
+@pair("hand-over/store/XenBusDxe/store", _everything_can_be_taken_over)
+def _store_is_skewed(story: Story) -> None:
+    with story.exit():
+        pass
+    story.take_over("store", "indices are skewed", BUS)
+
+
+@pair("hand-over/grant-table/XenBusDxe/grant-table", _everything_can_be_taken_over)
+def _grant_table_is_still_placed(story: Story) -> None:
+    with story.exit():
+        pass
+    story.take_over("grant-table", "4 frames of the firmware are in the physmap", BUS)
+
+
+@pair("hand-over/grant-left/XenPvBlkDxe/grant", _everything_can_be_taken_over)
+def _backend_holds_a_grant(story: Story) -> None:
+    with story.exit():
+        pass
+    story.take_over("grant", "backend of device/vbd/0 has reference 8 mapped", BLOCK)
+
+
+@pair("hand-over/event-channel-left/XenPvBlkDxe/event-channel", _everything_can_be_taken_over)
+def _event_channel_is_open(story: Story) -> None:
+    with story.exit():
+        pass
+    story.take_over("event-channel", "port 5 is bound", BLOCK)
+
+
+@pair("hand-over/device/XenPvBlkDxe/vbd", _everything_can_be_taken_over)
+def _two_disks_do_not_connect(story: Story) -> None:
+    with story.exit():
+        pass
+    story.take_over("device/vbd/768", "backend is Connected", BLOCK)
+    story.take_over("device/vbd/832", "backend is Closing", BLOCK)
+
+
+def _services_of_the_platform_after_the_exit(story: Story) -> None:
+    """Nobody blames the firmware, the loader or the operating system for what they call."""
+    with story.exit(), story.notification():
+        story.service("SignalEvent")
+    for agent in ("firmware", LOADER, "os", "environment"):
+        story.service("Stall", agent, EfiStatus.UNSUPPORTED)
+
+
+@pair("hand-over/service-after-exit/XenPvBlkDxe/Stall", _services_of_the_platform_after_the_exit)
+def _stalls_after_the_exit(story: Story) -> None:
+    with story.exit():
+        pass
+    story.service("Stall", BLOCK, EfiStatus.UNSUPPORTED)

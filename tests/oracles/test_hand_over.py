@@ -1,0 +1,67 @@
+"""Whose fault it is that the operating system cannot take over, and how equal failures count."""
+
+from __future__ import annotations
+
+from hypothesis import given
+
+from oracles.hand_over import check
+from reference_impl.trace import Kind, Phase, Trace
+from reference_impl.uefi.status import EfiStatus
+from tests.oracles.stories import BLOCK, BUS, LOADER, Story, traces
+
+
+def exited() -> Story:
+    """A story in which the exit went well."""
+    story = Story()
+    with story.exit():
+        pass
+    return story
+
+
+def test_devices_of_one_type_count_once() -> None:
+    """The subject is the type, so that four disks that fail alike are one signature and a network card is another."""
+    story = exited()
+    for name in ("device/vbd/768", "device/vbd/832", "device/vif/0", "device/console/1"):
+        story.take_over(name, "backend is Connected", BLOCK)
+    assert story.signatures() == [f"hand-over/device/XenPvBlkDxe/{type_}" for type_ in ("vbd", "vif", "console")]
+
+
+def test_a_failure_that_nobody_is_named_for_belongs_to_the_firmware() -> None:
+    """The firmware as a whole handed over: it stands in where the trace does not tell more."""
+    story = exited()
+    story.take_over("store", "no answer")
+    story.take_over("memory-map", "the map is stale")
+    assert story.signatures() == ["hand-over/store/firmware/store", "hand-over/memory-map/firmware/memory-map"]
+
+
+def test_the_memory_map_belongs_to_who_moved_it_first() -> None:
+    """Movements before the key was checked were known to the loader."""
+    story = Story()
+    story.add(Kind.MAP_KEY, LOADER, "bump", (1, 2))
+    with story.exit():
+        story.add(Kind.HYPERCALL, BUS, "EVTCHNOP_send", (1,), 0)
+        story.add(Kind.MAP_KEY, BLOCK, "bump", (2, 3))
+        story.add(Kind.MAP_KEY, BUS, "bump", (3, 4))
+    story.take_over("memory-map", "key 2 was fetched, 4 holds")
+    (finding,) = check(story.trace)
+    assert finding.agent == BLOCK
+    assert finding.seen == "The operating system cannot take over memory-map: key 2 was fetched, 4 holds."
+
+
+def test_a_service_after_the_exit_is_told_with_its_place() -> None:
+    """A notification that runs on in the runtime phase has no services any more."""
+    story = exited()
+    with story.notification(BLOCK):
+        story.service("SignalEvent", BLOCK, EfiStatus.UNSUPPORTED)
+    (finding,) = check(story.trace)
+    assert finding.signature == "hand-over/service-after-exit/XenPvBlkDxe/SignalEvent"
+    assert finding.seen == (
+        "SignalEvent by XenPvBlkDxe at TPL_CALLBACK, inside the notification of XenPvBlkDxe, "
+        "when ExitBootServices was done; it answered EFI_UNSUPPORTED."
+    )
+
+
+@given(traces(last_phase=Phase.EXIT))
+def test_nothing_is_judged_before_the_runtime_phase(trace: Trace) -> None:
+    """An operating system that does not run has nothing to complain about."""
+    assert check(trace) == []
