@@ -1,0 +1,268 @@
+"""Runs a fuzz target under atheris: one world for every input, feedback, mutation by operations.
+
+What gives feedback, and why so little: branches inside instrumented code cost 20 to 40 times what they cost without, so
+only the code whose branches mean something is instrumented (`INSTRUMENTED`), without its comparisons, which only help a
+mutator that works on bytes. The rest of the feedback comes from the trace (`guidance`).
+
+Two environment variables take feedback away for a test or a comparison: `EBSFUZZ_INSTRUMENT=none` all of it, so that
+the fuzzer is blind; `EBSFUZZ_GUIDANCE=none` the state features alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pkgutil
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fuzz_targets import codec
+from fuzz_targets.guidance import Guidance
+from fuzz_targets.mutator import Mutator
+from fuzz_targets.registry import TARGETS, Target
+from reference_impl.faulty import FAULTS
+from reference_impl.scenario import Scenario
+
+if TYPE_CHECKING:
+    from fuzz_targets.harness import Verdict
+
+INSTRUMENTED: tuple[str, ...] = ("reference_impl.xenbus.designs", "reference_impl.faulty")
+"""Packages and modules whose branches are counted; the second only where a fault is asked for."""
+
+DEFAULT_ARGUMENTS = ("-len_control=0", "-max_len=4096")
+
+# A world is full of cycles (the core knows its services, they know the core), so something has to collect them. Young
+# collections after every 700 allocations find nothing but the world that runs just now; one for many worlds finds all.
+RUNS_PER_COLLECTION = 64
+
+_RUNS_BEFORE_FEEDBACK = 200
+
+
+class EngineMissing(Exception):  # noqa: N818 - the command line shows it, and it is no bug
+    """atheris cannot be imported. The message says what to install."""
+
+
+class BlindError(Exception):
+    """The fuzzer runs, but no run gave it any feedback. That is a failure of ebsfuzz itself."""
+
+
+class CrashError(Exception):
+    """A target run by itself met a finding; libFuzzer takes the exception for a crash and keeps the input."""
+
+
+def blind(*, instrument: bool = True) -> bool:
+    """Whether fuzzing now would get no feedback at all, because it has been switched off."""
+    return not instrument or os.environ.get("EBSFUZZ_INSTRUMENT") == "none"
+
+
+def fuzz(
+    target_name: str,
+    *,
+    design: str | None,
+    fault: str | None = "",
+    arguments: list[str],
+    on_verdict: Callable[[bytes, Scenario, Verdict], None],
+    instrument: bool = True,
+) -> NoReturn:
+    """Fuzz until libFuzzer ends the process; never returns.
+
+    design, fault  what every scenario gets, whatever its bytes say. None: what the bytes say.
+    arguments      of libFuzzer, without the program's name; they win over the target's and the engine's own
+    on_verdict     called after every run with the scenario, its bytes and its verdict. What it raises ends the process
+                   as a crash (exit status 77).
+    instrument     False: unguided, as with EBSFUZZ_INSTRUMENT=none
+
+    Raises EngineMissing before anything has run.
+    """
+    run = Run(TARGETS[target_name], design, fault, on_verdict)
+    run.start([sys.argv[0], *arguments], instrument=instrument)
+
+
+class Run:
+    """One process of fuzzing.
+
+    executions  how many inputs have run
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        design: str | None,
+        fault: str | None,
+        on_verdict: Callable[[bytes, Scenario, Verdict], None],
+    ) -> None:
+        self.target = target
+        self.mutator = Mutator(target, design, fault)
+        self.on_verdict = on_verdict
+        self.executions = 0
+        self._guidance: Guidance | None = None
+        self._atheris: Any = None
+
+    def start(self, command: list[str], *, instrument: bool) -> NoReturn:
+        """Set up atheris and fuzz. `command` is the program's name and the arguments of libFuzzer."""
+        atheris = self._atheris = import_atheris()
+        if not blind(instrument=instrument):
+            instrument_code(atheris, self.mutator.fault != "")
+            if os.environ.get("EBSFUZZ_GUIDANCE") != "none":
+                self._guidance = Guidance(atheris._reserve_counter)
+        program, *given = command
+        names = {argument.partition("=")[0] for argument in given}
+        own = (*DEFAULT_ARGUMENTS, *self.target.arguments)
+        defaults = [argument for argument in own if argument.partition("=")[0] not in names]
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        atheris.Setup(
+            [program, *defaults, *given],
+            self.one_input,
+            custom_mutator=self.mutator.custom_mutator,
+            custom_crossover=self.mutator.custom_crossover,
+        )
+        atheris.Fuzz()
+        raise AssertionError("atheris.Fuzz() returned")
+
+    def one_input(self, data: bytes) -> None:
+        """Run one input. Everything that is raised here is a crash to libFuzzer."""
+        mutator = self.mutator
+        if mutator.failure is not None:
+            raise mutator.failure
+        decoded = codec.decode(data)
+        scenario = mutator.pinned(decoded)
+        if scenario is not decoded:
+            data = codec.encode(scenario)
+        verdict = self.target.run(scenario)
+        self.executions += 1
+        if self._guidance is not None:
+            # Looked up anew: atheris replaces the function when fuzzing begins.
+            self._guidance.feed(verdict.trace, self._atheris._trace_branch)
+            if self.executions == _RUNS_BEFORE_FEEDBACK and not self._guidance.distinct:
+                raise BlindError(f"no feedback in the first {self.executions} runs")
+        self.on_verdict(data, scenario, verdict)
+        if self.executions % RUNS_PER_COLLECTION == 0:
+            gc.collect()
+
+
+def import_atheris() -> Any:
+    """The atheris module. Raises EngineMissing."""
+    try:
+        return importlib.import_module("atheris")
+    except ImportError as error:
+        raise EngineMissing(
+            "fuzzing needs atheris, which is not installed (pip install 'ebsfuzz[fuzz]'; it exists for CPython 3.11 to "
+            f"3.13 on x86-64 Linux): {error}. Replay and everything else work without it."
+        ) from None
+
+
+# ---- instrumentation ----------------------------------------------------------------------------------------------
+
+
+def instrument_code(atheris: Any, with_faults: bool, packages: tuple[str, ...] = INSTRUMENTED) -> int:
+    """Count the branches of the code in `packages`; how many functions that are.
+
+    Functions are patched where they are, after the import: an import hook would depend on who imports a module first.
+    """
+    count = 0
+    for package in packages:
+        if package == "reference_impl.faulty" and not with_faults:
+            continue
+        for module in _modules(package):
+            for function in _functions(module):
+                function.__code__ = atheris.instrument_bytecode.patch_code(function.__code__, False)
+                count += 1
+    return count
+
+
+def _modules(package: str) -> Iterator[types.ModuleType]:
+    module = importlib.import_module(package)
+    yield module
+    for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
+        yield from _modules(f"{package}.{found.name}")
+
+
+def _functions(module: types.ModuleType) -> Iterator[types.FunctionType]:
+    """The functions and methods that a module defines, in the order of definition."""
+    spaces: list[Any] = [module]
+    while spaces:
+        for item in list(vars(spaces.pop(0)).values()):
+            item = getattr(item, "__func__", item)  # static and class methods
+            item = getattr(item, "fget", item)  # properties
+            item = getattr(item, "__wrapped__", item)  # boot services
+            if getattr(item, "__module__", None) != module.__name__:
+                continue
+            if isinstance(item, types.FunctionType):
+                yield item
+            elif isinstance(item, type):
+                spaces.append(item)
+
+
+# ---- a target as a program ----------------------------------------------------------------------------------------
+
+
+def main(target_name: str) -> NoReturn:
+    """Run a target as plain libFuzzer program: options and paths from the command line, a crash for a finding.
+
+    EBSFUZZ_DESIGN and EBSFUZZ_FAULT say what is fuzzed; without them the target's default design and no fault. Inputs
+    given as files run as they are. `@FILE` stands for the arguments in a file, one a line.
+    """
+    target = TARGETS[target_name]
+    # Under -fork, -merge and -minimize_crash libFuzzer starts the program again by its name: that has to be a path, and
+    # the interpreter that its first line finds has to be this one.
+    sys.argv[0] = str(Path(sys.argv[0]).resolve())
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    try:
+        arguments = list(expanded(sys.argv[1:]))
+        design, fault = fixed(target, arguments)
+        fuzz(target_name, design=design, fault=fault, arguments=arguments, on_verdict=raising(target))
+    except (UsageError, EngineMissing) as error:
+        print(f"{target_name}: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, EngineMissing) else 2)
+
+
+class UsageError(Exception):
+    """The program was called wrongly. The message is one line."""
+
+
+def expanded(arguments: list[str]) -> Iterator[str]:
+    """The arguments, with `@FILE` replaced by the lines of the file. Raises UsageError."""
+    for argument in arguments:
+        if not argument.startswith("@"):
+            yield argument
+            continue
+        try:
+            yield from Path(argument[1:]).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{argument}: cannot be read: {error}") from None
+
+
+def fixed(target: Target, arguments: list[str]) -> tuple[str | None, str | None]:
+    """The design and the fault that every scenario gets; None for both where files are to be run as they are.
+
+    Raises UsageError for an unknown name.
+    """
+    paths = [argument for argument in arguments if not argument.startswith("-")]
+    if paths and all(Path(path).is_file() for path in paths):
+        return None, None
+    design = os.environ.get("EBSFUZZ_DESIGN", target.default_design)
+    fault = os.environ.get("EBSFUZZ_FAULT", "")
+    if design not in target.designs:
+        raise UsageError(f"EBSFUZZ_DESIGN: unknown {design!r}; one of {', '.join(target.designs)}")
+    if fault and fault not in FAULTS:
+        raise UsageError(f"EBSFUZZ_FAULT: unknown {fault!r}")
+    return design, fault
+
+
+def raising(target: Target) -> Callable[[bytes, Scenario, Verdict], None]:
+    """What a target run by itself does with a verdict: raise CrashError at a finding that is no note and not known."""
+
+    def on_verdict(data: bytes, scenario: Scenario, verdict: Verdict) -> None:
+        for finding in verdict.findings:
+            if not finding.note and not target.is_known(scenario.design, finding.signature):
+                raise CrashError(
+                    f"{finding.signature} at step {finding.step}: expected {finding.expected}; seen {finding.seen}"
+                )
+
+    return on_verdict

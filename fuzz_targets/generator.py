@@ -1,0 +1,286 @@
+"""Whole scenarios at random, with sensible weights.
+
+A run of a fuzzer that begins with one byte needs thousands of inputs before the first device starts. These scenarios
+begin where it gets interesting: devices are there, the bus is connected, something fails or moves, and the loader
+leaves.
+
+Two ideas keep them from looking alike:
+
+- Swarm testing: each scenario switches whole kinds of operation off, and picks the few calls that its failures and raw
+  calls concentrate on. A mixture of everything, every time, seldom gets deep into anything.
+- Numbers are skewed, not uniform: a failure hits the first calls most often, with a long tail; sequences are short,
+  with a long tail.
+
+Nothing is left out altogether: every operation and every value of `OPERATIONS` has its chance in every target of its
+world. All randomness comes from the `random.Random` that is passed in.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reference_impl.failures import CALLS, CLEANUP
+from reference_impl.scenario import (
+    CORE_CALLS,
+    DEVICE_KINDS,
+    FAILURES,
+    MAX_DEVICES,
+    MAX_OPERATIONS,
+    MAX_ORDER,
+    OPERATIONS,
+    ORDER_EDK2,
+    ORDER_FIFO,
+    Blob,
+    Field,
+    Operation,
+    Scenario,
+    canonical_order,
+    operation,
+    operations_of,
+)
+
+if TYPE_CHECKING:
+    from fuzz_targets.registry import Target
+
+
+class Profile(NamedTuple):
+    """What the scenarios of a target look like.
+
+    weights         of each kind of operation in the middle part; a kind that is not named has 1
+    body_mean       mean number of operations in the middle part
+    devices         weights of 0, 1, 2 … devices at the start
+    connect         probability that the firmware connects the bus before the middle part
+    exits           weights of 0, 1, 2 … exit attempts at the end
+    shuffle         probability that the notification order is a permutation
+    deep_shuffle    probability that such a permutation is long
+    """
+
+    weights: dict[str, int]
+    body_mean: float
+    devices: tuple[int, ...] = (1,)
+    connect: float = 0.0
+    exits: tuple[int, ...] = (1,)
+    shuffle: float = 0.0
+    deep_shuffle: float = 0.0
+
+
+_PLATFORM_WEIGHTS = {
+    "connect": 6,
+    "exit": 1,
+    "disconnect": 6,
+    "request": 5,
+    "fail": 8,
+    "add-device": 4,
+    "remove-device": 4,
+    "backend": 4,
+    "time": 2,
+    "unload": 2,
+    "load": 2,
+    "allocate": 2,
+    "free": 1,
+}
+
+PROFILES: dict[str, Profile] = {
+    "lifecycle": Profile(
+        _PLATFORM_WEIGHTS,
+        body_mean=5,
+        devices=(1, 6, 6, 2, 1),
+        connect=0.9,
+        exits=(2, 14, 3, 1),
+        shuffle=0.45,
+        deep_shuffle=0.3,
+    ),
+    "exit_boot_services": Profile(
+        _PLATFORM_WEIGHTS | {"disconnect": 2, "unload": 1, "load": 1, "add-device": 6},
+        body_mean=2.5,
+        devices=(0, 1, 4, 5, 6),
+        connect=1.0,
+        exits=(0, 4, 4, 2, 1),
+        shuffle=0.75,
+        deep_shuffle=0.7,
+    ),
+    "boot_services": Profile({"call": 40, "fail": 4, "time": 2, "allocate": 2, "exit": 1}, body_mean=12),
+    "xenstore_ring": Profile({"ask": 6, "answer": 8, "skew": 2, "fail": 1}, body_mean=8),
+}
+
+# What the loader may still do between two attempts to leave (UEFI 2.10 §7.4.6), and now and then what it may not.
+_BETWEEN_EXITS = (
+    "allocate",
+    "free",
+    "time",
+    "allocate",
+    "free",
+    "time",
+    "allocate",
+    "request",
+    "disconnect",
+    "connect",
+)
+
+# A failure of clean-up cannot fire in the conforming environment, so such calls are armed seldom.
+_LIKELY_CALLS = tuple(call for call in CALLS if CALLS[call] and call not in CLEANUP)
+_LIKELY_CORE_CALLS = tuple(call for call in _LIKELY_CALLS if call in CORE_CALLS)
+_XENSTORE_CALLS = tuple(call for call in CALLS if CALLS[call] and call.startswith("XS_"))
+_ALL_CALLS = tuple(call for call in CALLS if CALLS[call])
+_FAILURES_OF: dict[str, tuple[str, ...]] = {
+    call: tuple(name for name, (of, _) in FAILURES.items() if of == call) for call in CALLS
+}
+_LIKELY_FOR_WORLD = {"platform": _LIKELY_CALLS, "core": _LIKELY_CORE_CALLS, "ring": _XENSTORE_CALLS}
+
+
+def generate(rng: Random, target: Target, design: str, fault: str = "") -> Scenario:
+    """A new valid scenario for `target`, with this design and this seeded fault."""
+    profile = target.profile
+    swarm = Swarm(rng, target.world, profile)
+    operations: list[Operation] = []
+    if target.world == "platform":
+        devices = random_devices(rng, profile)
+        # What is armed or slowed down first hits the very first start.
+        while rng.random() < 0.3:
+            operations.append(swarm.fail() if rng.random() < 0.7 else random_operation(rng, "backend"))
+        if rng.random() < profile.connect:
+            operations.append(operation("connect"))
+        operations += swarm.body(profile.body_mean)
+        operations += _leaving(rng, profile, swarm)
+        return Scenario(
+            world=target.world,
+            design=design,
+            fault=fault,
+            reconnection=rng.random() < 0.8,
+            devices=devices,
+            order=random_order(rng, profile),
+            operations=tuple(operations[:MAX_OPERATIONS]),
+        )
+    operations = swarm.body(profile.body_mean)
+    if target.world == "core" and rng.random() < 0.3:
+        operations.append(random_operation(rng, "exit"))
+    return Scenario(
+        world=target.world,
+        design=design,
+        fault=fault,
+        order=ORDER_FIFO if rng.random() < 0.2 else ORDER_EDK2,
+        operations=tuple(operations[:MAX_OPERATIONS]),
+    )
+
+
+class Swarm:
+    """The choices that one scenario sticks to: which kinds of operation it has, and which calls it aims at."""
+
+    def __init__(self, rng: Random, world: str, profile: Profile) -> None:
+        self.rng = rng
+        self.world = world
+        kinds = operations_of(world)
+        # One time in eight everything is on: some bugs need many kinds together.
+        everything = rng.random() < 0.125
+        self.kinds = [kind for kind in kinds if everything or rng.random() < 0.5] or [rng.choice(kinds)]
+        self.weights = [profile.weights.get(kind, 1) for kind in self.kinds]
+        self.failing = [self._any_call() for _ in range(rng.randint(1, 3))]
+        self.services = rng.sample(CORE_CALLS, rng.randint(2, 10)) if world == "core" else []
+
+    def _any_call(self) -> str:
+        return self.rng.choice(_LIKELY_FOR_WORLD[self.world] if self.rng.random() < 0.95 else _ALL_CALLS)
+
+    def body(self, mean: float) -> list[Operation]:
+        """A sequence of operations; its length is distributed exponentially around `mean`."""
+        length = min(int(self.rng.expovariate(1 / mean) + 0.5), MAX_OPERATIONS)
+        steps: list[Operation] = []
+        for kind in self.rng.choices(self.kinds, self.weights, k=length):
+            if kind == "fail":
+                steps.append(self.fail())
+            elif kind == "call":
+                steps.append(self.call())
+            else:
+                steps.append(random_operation(self.rng, kind))
+        return steps
+
+    def fail(self) -> Operation:
+        """An armed failure of one of the calls that this scenario aims at."""
+        name = self.rng.choice(_FAILURES_OF[self.rng.choice(self.failing)])
+        return Operation("fail", (name, random_nth(self.rng)))
+
+    def call(self) -> Operation:
+        """A raw call of one of the services that this scenario aims at; any service now and then."""
+        service = self.rng.choice(self.services if self.rng.random() < 0.9 else CORE_CALLS)
+        return Operation("call", (service, *[_selector(self.rng) for _ in range(5)]))
+
+
+def random_operation(rng: Random, kind: str) -> Operation:
+    """An operation of this kind, its fields filled independently, simple values preferred."""
+    return Operation(kind, tuple(random_value(rng, kind, field) for field in OPERATIONS[kind].fields))
+
+
+def random_value(rng: Random, kind: str, field: Field) -> Any:
+    """A value for one field of an operation of this kind."""
+    if isinstance(field, Blob):
+        return _random_bytes(rng, field.size_max)
+    if kind == "fail":
+        return rng.choice(field.values) if field.name == "call" else random_nth(rng)
+    if kind == "call" and field.name != "service":
+        return _selector(rng)
+    if kind == "exit":
+        return field.values[0 if rng.random() < 0.75 else 1]
+    if kind == "connect" and field.name != "controller":
+        return field.values[0] if rng.random() < 0.7 else rng.choice(field.values)
+    values = field.values
+    # Devices and children count from nought, and there are seldom more than two: the first few are the ones that exist.
+    if len(values) > 4 and rng.random() < 0.7:
+        return values[rng.randrange(4)]
+    return rng.choice(values)
+
+
+def random_nth(rng: Random) -> int:
+    """At which call a failure fires: small most often, up to 128."""
+    bits = rng.random()
+    if bits < 0.5:
+        return rng.randint(1, 4)
+    return rng.randint(1, 20) if bits < 0.8 else rng.randint(1, 128)
+
+
+def random_devices(rng: Random, profile: Profile) -> tuple[str, ...]:
+    """The devices at the start, as many as the profile likes."""
+    count = rng.choices(range(len(profile.devices)), profile.devices)[0]
+    return tuple(rng.choice(DEVICE_KINDS) for _ in range(min(count, MAX_DEVICES)))
+
+
+def random_order(rng: Random, profile: Profile) -> str | tuple[int, ...]:
+    """A notification order; permutations as often and as deep as the profile likes."""
+    if rng.random() >= profile.shuffle:
+        return ORDER_EDK2 if rng.random() < 0.65 else ORDER_FIFO
+    # A permutation that is longer than the list of notifications still orders those that are there.
+    order = list(range(rng.randint(5, MAX_ORDER) if rng.random() < profile.deep_shuffle else rng.randint(2, 5)))
+    rng.shuffle(order)
+    return canonical_order(tuple(order))
+
+
+def _leaving(rng: Random, profile: Profile, swarm: Swarm) -> list[Operation]:
+    """The end of a scenario: attempts to exit, and what the loader does between them."""
+    attempts = rng.choices(range(len(profile.exits)), profile.exits)[0]
+    steps: list[Operation] = []
+    for attempt in range(attempts):
+        if attempt:
+            steps += [random_operation(rng, rng.choice(_BETWEEN_EXITS)) for _ in range(rng.choice((0, 0, 1, 1, 2, 3)))]
+        # An attempt that is not the last one has to fail, or nothing comes after it.
+        last = attempt == attempts - 1
+        stale = rng.random() < (0.05 if last else 0.85)
+        steps.append(operation("exit", map_key="stale" if stale else "fresh"))
+    if attempts and rng.random() < 0.05:
+        steps += swarm.body(1)
+    return steps
+
+
+def _selector(rng: Random) -> int:
+    """Picks an argument of a raw call. Small numbers are values that the run has seen, which is what gets somewhere."""
+    return rng.randrange(12) if rng.random() < 0.8 else rng.randrange(256)
+
+
+def _random_bytes(rng: Random, size_max: int) -> bytes:
+    """Raw bytes that often begin like a xenstore message: type, request, transaction and length, 32 bits each."""
+    if rng.random() < 0.3:
+        return b""
+    body = rng.randbytes(min(int(rng.expovariate(1 / 8)), size_max))
+    if rng.random() < 0.6:
+        length = len(body) if rng.random() < 0.6 else rng.choice((0, 1, 4095, 4096, 4097, 1 << 31, (1 << 32) - 1))
+        header = (rng.randrange(24), rng.randrange(4), rng.randrange(2), length)
+        body = b"".join(number.to_bytes(4, "little") for number in header) + body
+    return body[:size_max]

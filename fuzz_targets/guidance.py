@@ -1,0 +1,161 @@
+"""Tells libFuzzer what a run has reached, in terms of the machine's state instead of lines of code.
+
+Instrumented code costs several times what the model itself costs, and says little: the same lines run in every state.
+The trace says what matters, and reading it once costs a few per cent of a run. `features` turns a trace into a set of
+numbers below `SIZE`; `Guidance` has one 8-bit counter of atheris for each, and libFuzzer keeps an input that reaches a
+counter which none has reached before.
+
+What a feature is:
+
+- two records of one agent that follow one another, each as (kind, name, status, phase): what the driver does next;
+- two notifications that run one after the other: each new order is one;
+- an armed failure, with the entry point and the phase in which it fired;
+- a value of a reference count or of a variable that a driver keeps; a transition of a xenbus state;
+- how often, roughly, things came that are worth counting: operations, entry points, steps of exits, moves of the memory
+  map, failures that fired.
+
+Numbers come from CRC-32 over text, so they are the same in every process. Two features seldom share a number; where
+they do, one of them is not noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from zlib import crc32
+
+from reference_impl.trace import Kind, RecordTuple, Trace
+
+SIZE_BITS = 15
+SIZE = 1 << SIZE_BITS
+_MASK = SIZE - 1
+_CACHE_MAX = 1 << 16
+
+_ENTRY, _INJECTED, _OPERATION = int(Kind.ENTRY), int(Kind.INJECTED), int(Kind.OPERATION)
+_EXIT, _MAP_KEY = int(Kind.EXIT), int(Kind.MAP_KEY)
+_STATES = frozenset((int(Kind.REFERENCE), int(Kind.XENBUS_STATE), int(Kind.DRIVER_STATE)))
+_SPECIAL = _STATES | {_ENTRY, _INJECTED, _OPERATION, _EXIT, _MAP_KEY}
+
+_NOTIFICATION = "Notify"
+
+
+def feature(*what: object) -> int:
+    """The number of a feature, the same in every process and run."""
+    return crc32(repr(what).encode()) & _MASK
+
+
+class Features:
+    """Turns traces into features. Keeps nothing between runs but a cache of numbers."""
+
+    __slots__ = ("_codes", "_numbers")
+
+    def __init__(self) -> None:
+        # (kind, agent, phase, name, status) of a record → its number; negative where it has a feature of its own.
+        self._codes: dict[tuple[int, str, int, str, object], int] = {}
+        self._numbers: dict[tuple[object, ...], int] = {}
+
+    def of(self, trace: Trace) -> set[int]:
+        """The features of one run."""
+        codes = self._codes
+        last: dict[str, int] = {}
+        found: set[int] = set()
+        special: list[int] = []
+        for index, (kind, agent, _, _, phase, name, _, status, _) in enumerate(trace.records):
+            key = (kind, agent, phase, name, status)
+            try:
+                code = codes[key]
+            except KeyError:
+                code = self._new_code(key)
+            if code < 0:
+                code = -code
+                special.append(index)
+            # The factor makes a pair differ from the same two the other way round.
+            found.add((last.get(agent, 0) * 31 + code) & _MASK)
+            last[agent] = code
+        self._add_special(trace.records, special, found)
+        return found
+
+    def _new_code(self, key: tuple[int, str, int, str, object]) -> int:
+        # Text and plain numbers: the repr of an enum's member depends on its class.
+        kind, agent, phase, name, status = key
+        code = (crc32(f"{int(kind)}|{agent}|{int(phase)}|{name}|{status}".encode()) >> 1) + 1
+        if kind in _SPECIAL:
+            code = -code
+        _keep(self._codes, key, code)
+        return code
+
+    def _number(self, *what: object) -> int:
+        number = self._numbers.get(what)
+        if number is None:
+            number = feature(*what)
+            _keep(self._numbers, what, number)
+        return number
+
+    def _add_special(self, records: list[RecordTuple], places: list[int], found: set[int]) -> None:
+        number = self._number
+        counts: dict[tuple[object, ...], int] = {}
+        notified = ""
+        for index in places:
+            kind, agent, _, depth, phase, name, arguments, status, value = records[index]
+            what: tuple[object, ...] = (name, phase)
+            if kind in _STATES:
+                # A device's path without its number: the second disk is no news.
+                found.add(number("state", agent, name.rpartition("/")[0] or name, arguments, value, phase))
+                continue
+            if kind == _ENTRY:
+                what = (agent, name)
+                if name == _NOTIFICATION:
+                    found.add(number("after", notified, agent, phase))
+                    notified = agent
+            elif kind == _INJECTED:
+                found.add(number("injected", name, str(status), phase, _entry_around(records, index, depth)))
+                what = ("injected", phase)
+            elif kind == _OPERATION:
+                what = ("operation", name)
+            counts[what] = counts.get(what, 0) + 1
+        for what, count in counts.items():
+            found.add(number("times", *what, count if count < 4 else 2 + count.bit_length()))
+
+
+def _keep(cache: dict[Any, int], key: object, number: int) -> None:
+    # Names and states are few. Where a fault in the model makes new ones for ever, memory must not grow with them.
+    if len(cache) >= _CACHE_MAX:
+        cache.clear()
+    cache[key] = number
+
+
+def _entry_around(records: list[RecordTuple], index: int, depth: int) -> str:
+    """The driver entry point inside which a record stands, "" outside of driver code."""
+    while index > 0 and depth > 0:
+        index -= 1
+        record = records[index]
+        if record[3] < depth:
+            if record[0] == _ENTRY:
+                return record[5]
+            depth = record[3]
+    return ""
+
+
+class Guidance:
+    """Feeds the features of each run to libFuzzer.
+
+    reserve   gives the number of a new counter (`atheris._reserve_counter`)
+    distinct  every feature that any run had; empty after a run means that the fuzzer sees nothing
+    """
+
+    __slots__ = ("_base", "_features", "distinct")
+
+    def __init__(self, reserve: Callable[[], int]) -> None:
+        self._base = reserve()
+        for _ in range(SIZE - 1):
+            reserve()
+        self._features = Features()
+        self.distinct: set[int] = set()
+
+    def feed(self, trace: Trace, hit: Callable[[int], None]) -> None:
+        """Hit the counter of every feature of `trace` once. `hit` is `atheris._trace_branch` of the moment."""
+        base = self._base
+        found = self._features.of(trace)
+        self.distinct |= found
+        for number in found:
+            hit(base + number)

@@ -1,0 +1,314 @@
+"""Changes scenarios a little: by operations, arguments and order, not by bytes.
+
+`mutate` and `crossover` are plain functions from scenarios to scenarios. `Mutator` fits them to what atheris wants:
+bytes in, bytes out, within a size, from a seed. World, design and fault of the scenario stay what they are, or become
+what the campaign has fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING
+
+from fuzz_targets import codec
+from fuzz_targets.generator import (
+    Swarm,
+    generate,
+    random_devices,
+    random_operation,
+    random_order,
+    random_value,
+)
+from reference_impl.scenario import (
+    DEVICE_KINDS,
+    MAX_DEVICES,
+    MAX_OPERATIONS,
+    MAX_ORDER,
+    OPERATIONS,
+    ORDER_EDK2,
+    ORDER_FIFO,
+    Blob,
+    Operation,
+    Scenario,
+    canonical_order,
+    operations_of,
+)
+
+if TYPE_CHECKING:
+    from fuzz_targets.registry import Target
+
+GENERATE_SHARE = 0.25
+"""How often a mutation is a wholly new scenario."""
+
+
+# ---- scenarios ----------------------------------------------------------------------------------------------------
+
+
+def mutate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    """A scenario near to `scenario`: one change most often, up to five. World, design and fault stay."""
+    for _ in range(5):
+        change = rng.choices(_CHANGES, _WEIGHTS)[0]
+        scenario = change(scenario, rng, target)
+        if rng.random() < 0.6:
+            break
+    return scenario
+
+
+def crossover(first: Scenario, second: Scenario, rng: Random) -> Scenario:
+    """The beginning of one scenario and the end of the other; devices, order and reconnection of either.
+
+    World, design, environment, switches and fault are those of `first`. A second one from another world gives nothing.
+    """
+    if first.world != second.world:
+        return first
+    head = first.operations[: rng.randint(0, len(first.operations))]
+    tail = second.operations[rng.randint(0, len(second.operations)) :]
+    return replace(
+        first,
+        devices=rng.choice((first.devices, second.devices)),
+        order=rng.choice((first.order, second.order)),
+        reconnection=rng.choice((first.reconnection, second.reconnection)),
+        operations=(head + tail)[:MAX_OPERATIONS],
+    )
+
+
+def _insert(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    steps = list(scenario.operations)
+    steps.insert(rng.randint(0, len(steps)), _new_operation(scenario, rng, target))
+    return scenario.with_operations(steps[:MAX_OPERATIONS])
+
+
+def _delete(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    steps = scenario.operations
+    if not steps:
+        return _insert(scenario, rng, target)
+    start = rng.randrange(len(steps))
+    count = 1 if rng.random() < 0.7 else rng.randint(1, 8)
+    return scenario.with_operations(steps[:start] + steps[start + count :])
+
+
+def _duplicate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    steps = list(scenario.operations)
+    if not steps:
+        return _insert(scenario, rng, target)
+    start = rng.randrange(len(steps))
+    count = 1 if rng.random() < 0.6 else rng.randint(1, 6)
+    at = rng.randint(0, len(steps))
+    steps[at:at] = steps[start : start + count]
+    return scenario.with_operations(steps[:MAX_OPERATIONS])
+
+
+def _swap(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    steps = list(scenario.operations)
+    if len(steps) < 2:
+        return _insert(scenario, rng, target)
+    first = rng.randrange(len(steps))
+    # Neighbours most often: a small change of order keeps what the rest has set up.
+    second = (first + 1) % len(steps) if rng.random() < 0.6 else rng.randrange(len(steps))
+    steps[first], steps[second] = steps[second], steps[first]
+    return scenario.with_operations(steps)
+
+
+def _replace(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    steps = list(scenario.operations)
+    if not steps:
+        return _insert(scenario, rng, target)
+    steps[rng.randrange(len(steps))] = _new_operation(scenario, rng, target)
+    return scenario.with_operations(steps)
+
+
+def _argument(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    steps = list(scenario.operations)
+    with_fields = [index for index, step in enumerate(steps) if step.arguments]
+    if not with_fields:
+        return _insert(scenario, rng, target)
+    index = rng.choice(with_fields)
+    kind, arguments = steps[index]
+    place = rng.randrange(len(arguments))
+    field = OPERATIONS[kind].fields[place]
+    old = arguments[place]
+    if isinstance(field, Blob):
+        value = _changed_bytes(old, rng, field.size_max)
+    elif len(field.values) > 2 and rng.random() < 0.5:
+        # A neighbour: for numbers that count something, one more or one less is the interesting change.
+        value = field.values[(field.values.index(old) + rng.choice((-1, 1))) % len(field.values)]
+    else:
+        value = random_value(rng, kind, field)
+    steps[index] = Operation(kind, (*arguments[:place], value, *arguments[place + 1 :]))
+    return scenario.with_operations(steps)
+
+
+def _splice(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    steps = list(scenario.operations)
+    at = rng.randint(0, len(steps))
+    gone = at + (rng.randint(0, 4) if rng.random() < 0.5 else 0)
+    steps[at:gone] = Swarm(rng, scenario.world, target.profile).body(3)
+    return scenario.with_operations(steps[:MAX_OPERATIONS])
+
+
+def _order(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    dice = rng.random()
+    if dice < 0.15:
+        return replace(scenario, order=rng.choice((ORDER_EDK2, ORDER_FIFO)))
+    if dice < 0.4:
+        return replace(scenario, order=random_order(rng, target.profile))
+    # One notification moves, or two change places; the permutation is first filled up with its fixed tail.
+    order = list(scenario.order) if isinstance(scenario.order, tuple) else []
+    order += range(len(order), min(max(len(order), rng.randint(2, 8)), MAX_ORDER))
+    first, second = rng.randrange(len(order)), rng.randrange(len(order))
+    if rng.random() < 0.5:
+        order[first], order[second] = order[second], order[first]
+    else:
+        order.insert(second, order.pop(first))
+    return replace(scenario, order=canonical_order(tuple(order)))
+
+
+def _reconnection(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    return replace(scenario, reconnection=not scenario.reconnection)
+
+
+def _devices(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    devices = list(scenario.devices)
+    dice = rng.random()
+    if dice < 0.2:
+        return replace(scenario, devices=random_devices(rng, target.profile))
+    if (dice < 0.6 or not devices) and len(devices) < MAX_DEVICES:
+        devices.insert(rng.randint(0, len(devices)), rng.choice(DEVICE_KINDS))
+    elif dice < 0.8:
+        devices.pop(rng.randrange(len(devices)))
+    else:
+        devices[rng.randrange(len(devices))] = rng.choice(DEVICE_KINDS)
+    return replace(scenario, devices=tuple(devices))
+
+
+def _new_operation(scenario: Scenario, rng: Random, target: Target) -> Operation:
+    kinds = operations_of(scenario.world)
+    weights = target.profile.weights
+    return random_operation(rng, rng.choices(kinds, [weights.get(kind, 1) for kind in kinds])[0])
+
+
+def _changed_bytes(data: bytes, rng: Random, size_max: int) -> bytes:
+    changed = bytearray(data)
+    dice = rng.random()
+    if not changed or dice < 0.25:
+        changed.insert(rng.randint(0, len(changed)), rng.randrange(256))
+    elif dice < 0.5:
+        del changed[rng.randrange(len(changed))]
+    elif dice < 0.75:
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    else:
+        changed[rng.randrange(len(changed))] = rng.choice((0, 1, 0x10, 0x7F, 0x80, 0xFF))
+    return bytes(changed[:size_max])
+
+
+_Change = Callable[[Scenario, Random, "Target"], Scenario]
+_CHANGE_WEIGHTS: dict[_Change, int] = {
+    _insert: 6,
+    _delete: 4,
+    _duplicate: 3,
+    _swap: 3,
+    _replace: 3,
+    _argument: 8,
+    _splice: 3,
+    _order: 4,
+    _reconnection: 1,
+    _devices: 2,
+}
+_CHANGES = tuple(_CHANGE_WEIGHTS)
+_WEIGHTS = tuple(_CHANGE_WEIGHTS.values())
+
+
+# ---- bytes, for atheris -------------------------------------------------------------------------------------------
+
+
+class Mutator:
+    """The custom mutator and crossover of one campaign.
+
+    design, fault  what every scenario gets, or None: what its bytes say
+    errors         how many of our own errors were caught
+    failure        the last of them, until somebody takes it
+
+    `custom_mutator` and `custom_crossover` never raise. An exception there would hang the process: atheris prints a
+    traceback, and libFuzzer waits for ever. So the error is kept in `failure`, the input goes on unchanged, and the
+    engine raises the error at the next execution, where it ends the process as it should. Nothing swallows it.
+    `mutated` and `crossed` are the same without that net.
+    """
+
+    def __init__(self, target: Target, design: str | None = None, fault: str | None = None) -> None:
+        self.target = target
+        self.design = design
+        self.fault = fault
+        self.errors = 0
+        self.failure: Exception | None = None
+        self._rng = Random(0)
+
+    def custom_mutator(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """A changed or a wholly new input, at most `max_size` bytes."""
+        try:
+            return self.mutated(data, max_size, seed)
+        except Exception as error:
+            return self._caught(error, data, max_size)
+
+    def custom_crossover(self, first: bytes, second: bytes, max_size: int, seed: int) -> bytes:
+        """A mixture of two inputs, at most `max_size` bytes."""
+        try:
+            return self.crossed(first, second, max_size, seed)
+        except Exception as error:
+            return self._caught(error, first, max_size)
+
+    def mutated(self, data: bytes, max_size: int, seed: int) -> bytes:
+        """What `custom_mutator` gives; raises what goes wrong."""
+        rng = self._rng
+        rng.seed(seed)
+        target = self.target
+        scenario = self.pinned(codec.decode(data))
+        if not target.mutates:
+            design = rng.choice(target.designs) if self.design is None else self.design
+            return fitted(generate(rng, target, design, scenario.fault), max_size)
+        # An input too short to say anything is what libFuzzer begins with.
+        if len(data) < 8 or rng.random() < GENERATE_SHARE:
+            return fitted(generate(rng, target, scenario.design, scenario.fault), max_size)
+        return fitted(mutate(scenario, rng, target), max_size)
+
+    def crossed(self, first: bytes, second: bytes, max_size: int, seed: int) -> bytes:
+        """What `custom_crossover` gives; raises what goes wrong."""
+        rng = self._rng
+        rng.seed(seed)
+        # libFuzzer takes the crossover for every other mutation, which is more than it is worth.
+        if not self.target.mutates or rng.random() < 0.6:
+            return self.mutated(first, max_size, rng.getrandbits(32))
+        scenario = crossover(self.pinned(codec.decode(first)), codec.decode(second), rng)
+        if rng.random() < 0.5:
+            scenario = mutate(scenario, rng, self.target)
+        return fitted(scenario, max_size)
+
+    def pinned(self, scenario: Scenario) -> Scenario:
+        """The scenario in the target's world, with the campaign's design and fault."""
+        if scenario.world != self.target.world:
+            scenario = Scenario(self.target.world, self.target.default_design, fault=scenario.fault)
+        design = scenario.design if self.design is None else self.design
+        fault = scenario.fault if self.fault is None else self.fault
+        if scenario.design != design or scenario.fault != fault:
+            return replace(scenario, design=design, fault=fault)
+        return scenario
+
+    def _caught(self, error: Exception, data: bytes, max_size: int) -> bytes:
+        self.errors += 1
+        self.failure = error
+        return data[:max_size]
+
+
+def fitted(scenario: Scenario, max_size: int) -> bytes:
+    """The scenario's bytes, with operations left off at the end until they fit into `max_size`.
+
+    Where not even the header fits, its beginning; that decodes to a valid scenario too.
+    """
+    data = codec.encode(scenario)
+    steps = scenario.operations
+    while len(data) > max_size and steps:
+        # Every operation takes at least one byte, so this many at most can stay.
+        steps = steps[: min(len(steps) - 1, max_size)]
+        data = codec.encode(scenario.with_operations(steps))
+    return data[:max_size]
