@@ -18,6 +18,8 @@ device, however many of them there are.
 
 from __future__ import annotations
 
+from typing import Any
+
 from oracles.finding import Finding, Rule
 from oracles.reading import PLATFORM_AGENTS, answer, circumstances, start_of, tpl_name
 from reference_impl.trace import Kind, Phase, RecordTuple, Trace
@@ -40,15 +42,6 @@ RULES = {
     ),
 }
 
-_RULE_OF_STEP = {
-    "memory-map": "memory-map",
-    "store": "store",
-    "grant-table": "grant-table",
-    "grant": "grant-left",
-    "event-channel": "event-channel-left",
-}
-"""Name of the record → rule. Every other name is the path of a device."""
-
 _SERVICE, _MAP_KEY, _TAKE_OVER = int(Kind.SERVICE), int(Kind.MAP_KEY), int(Kind.TAKE_OVER)
 _EXIT, _RUNTIME = int(Phase.EXIT), int(Phase.RUNTIME)
 
@@ -57,15 +50,22 @@ def check(trace: Trace) -> list[Finding]:
     """Judge what happened from the runtime phase on. Nothing is judged where the exit failed or was never tried."""
     records = trace.records
     findings = []
+    store_failed = False
     for step in range(start_of(records, _RUNTIME), len(records)):
-        kind, agent, tpl, _, _, name, _, status, responsible = records[step]
+        kind, agent, tpl, _, _, name, arguments, status, responsible = records[step]
         if kind == _TAKE_OVER:
-            if status != "OK":
-                rule = _RULE_OF_STEP.get(name, "device")
-                if rule == "memory-map":
-                    responsible = _who_moved_the_map(records)
-                seen = f"The operating system cannot take over {name}: {status}."
-                findings.append(_finding(rule, responsible or "firmware", _subject(name), step, seen))
+            if status == "OK":
+                continue
+            rule, subject = _rule_and_subject(name, arguments)
+            if rule == "memory-map":
+                responsible = _who_moved_the_map(records)
+            elif rule == "store":
+                store_failed = True
+            elif rule == "device" and store_failed and not responsible:
+                continue  # without a store no device is reached: that is the store's finding, and nobody else's fault
+            place = f" ({', '.join(map(str, arguments))})" if arguments else ""
+            seen = f"The operating system cannot take over {name}{place}: {status}."
+            findings.append(_finding(rule, responsible or "firmware", subject, step, seen))
         elif kind == _SERVICE and agent not in PLATFORM_AGENTS:
             place = circumstances(records, step)
             seen = f"{name} by {agent} at {tpl_name(tpl)}{place}, when ExitBootServices was done; {answer(status)}."
@@ -78,9 +78,21 @@ def _finding(rule: str, agent: str, subject: str, step: int, seen: str) -> Findi
     return Finding(ORACLE, rule, source, agent, subject, step, expected, seen)
 
 
-def _subject(name: str) -> str:
-    """A device's type ("vbd" of "device/vbd/0"); any other name as it is."""
-    return name.split("/")[1] if name.startswith("device/") else name
+def _rule_and_subject(name: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
+    """Which rule a step of the operating system is about, and the resource or the type of device.
+
+    What a backend holds is recorded under the resource, with the number of the grant or port and the device's path.
+    """
+    if name in ("grant-table", "event-channel") and len(arguments) == 2:
+        return ("grant-left" if name == "grant-table" else "event-channel-left"), _type_of(arguments[1])
+    if name in RULES:
+        return name, name
+    return "device", _type_of(name)
+
+
+def _type_of(path: str) -> str:
+    """The type of a device: "vbd" of "device/vbd/768"."""
+    return path.split("/")[1]
 
 
 def _who_moved_the_map(records: list[RecordTuple]) -> str:

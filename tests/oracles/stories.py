@@ -71,9 +71,9 @@ class Story:
         """A resource of the connection is reset."""
         return self.add(Kind.RESET, agent, resource, (generation,), None, "cleared")
 
-    def take_over(self, name: str, status: str = "OK", responsible: str = "") -> Nesting:
+    def take_over(self, name: str, status: str = "OK", responsible: str = "", *arguments: Any) -> Nesting:
         """One step of the operating system."""
-        return self.add(Kind.TAKE_OVER, "os", name, (), status, responsible)
+        return self.add(Kind.TAKE_OVER, "os", name, arguments, status, responsible)
 
     @contextmanager
     def notification(self, agent: str = BUS, tpl: int = Tpl.CALLBACK) -> Iterator[None]:
@@ -93,7 +93,7 @@ class Story:
 
     @contextmanager
     def exit(self) -> Iterator[None]:
-        """The loader calls ExitBootServices with the right key: the EXIT group is notified, the runtime phase begins."""
+        """The loader calls ExitBootServices with the right key: EXIT group, then the runtime phase."""
         with self.service("ExitBootServices", LOADER):
             self.trace.phase = int(Phase.EXIT)
             self.add(Kind.EXIT, LOADER, "exit-group")
@@ -113,8 +113,7 @@ class Story:
         return [finding.signature for finding in judge(self.trace)]
 
 
-AGENTS = (BUS, BLOCK, LOADER, "firmware", "os", "")
-
+_AGENTS = st.sampled_from((BUS, BLOCK, LOADER, "firmware", "os", ""))
 _SERVICES = st.sampled_from(("AllocatePool", "FreePages", "CloseEvent", "DisconnectController", "OpenProtocol"))
 _STATUSES = st.sampled_from((EfiStatus.SUCCESS, EfiStatus.OUT_OF_RESOURCES, EfiStatus.NOT_FOUND))
 _ADDRESSES = st.integers(0, 1 << 48)
@@ -133,15 +132,19 @@ _EVENTS = st.one_of(
         st.just(()),
         st.sampled_from(("OK", "still in use")),
     ),
+    st.tuples(
+        st.just(Kind.TAKE_OVER),
+        st.sampled_from(("grant-table", "event-channel")),
+        st.tuples(_ADDRESSES, st.sampled_from(("device/vbd/0", "device/vif/0"))),
+        st.sampled_from(("still in use",)),
+    ),
 )
 
 
 @st.composite
 def traces(draw: Any, last_phase: Phase = Phase.RUNTIME) -> Trace:
     """Any trace: phases come in their order up to `last_phase`; depth grows by at most one from record to record."""
-    happens = st.tuples(
-        st.integers(0, last_phase), st.sampled_from(AGENTS), _EVENTS, st.integers(0, 4), st.integers(4, 31)
-    )
+    happens = st.tuples(st.integers(0, last_phase), _AGENTS, _EVENTS, st.integers(0, 4), st.integers(4, 31))
     trace = Trace()
     for phase, agent, (kind, *rest), depth, tpl in sorted(draw(st.lists(happens, max_size=25)), key=itemgetter(0)):
         if phase == Phase.RUNTIME != trace.phase:

@@ -34,6 +34,29 @@ def test_a_failure_that_nobody_is_named_for_belongs_to_the_firmware() -> None:
     assert story.signatures() == ["hand-over/store/firmware/store", "hand-over/memory-map/firmware/memory-map"]
 
 
+def test_devices_that_only_lack_the_store_are_no_findings_of_their_own() -> None:
+    """One cause, one finding; a device that a driver answers for is judged all the same."""
+    story = exited()
+    story.take_over("store", "the ring was not reset", BUS)
+    story.take_over("device/vbd/0", "the store cannot be reached")
+    story.take_over("device/vif/0", "the backend is in Connected", BLOCK)
+    assert story.signatures() == ["hand-over/store/XenBusDxe/store", "hand-over/device/XenPvBlkDxe/vif"]
+    story = exited()
+    story.take_over("device/vbd/0", "the front end's nodes are missing")
+    assert story.signatures() == ["hand-over/device/firmware/vbd"]
+
+
+def test_the_finding_names_number_and_device_of_what_is_held() -> None:
+    """The signature has the device's type, the sentence the port and the path."""
+    story = exited()
+    story.take_over("event-channel", "a backend is still bound", BLOCK, 5, "device/vbd/768")
+    (finding,) = check(story.trace)
+    assert finding.subject == "vbd"
+    assert finding.seen == (
+        "The operating system cannot take over event-channel (5, device/vbd/768): a backend is still bound."
+    )
+
+
 def test_the_memory_map_belongs_to_who_moved_it_first() -> None:
     """Movements before the key was checked were known to the loader."""
     story = Story()
