@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from hypothesis import given
 
@@ -155,3 +158,28 @@ def test_direct_calls_are_exactly_the_drivers_calls_of_the_phase(trace: Trace) -
     found = [(finding.agent, finding.subject) for finding in check(trace) if finding.rule == "direct-call"]
     assert set(found) == seen
     assert len(found) == len(seen)
+
+
+def test_only_the_records_of_the_phase_are_read() -> None:
+    """A campaign asks about every run: what came before and after the EXIT group costs only a binary search."""
+
+    class Counted(list[Any]):
+        reads = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            self.reads += 1
+            return super().__getitem__(index)
+
+        def __iter__(self) -> Iterator[Any]:
+            raise AssertionError("every record is read")
+
+    story = Story()
+    for _ in range(1000):
+        story.service("AllocatePool")
+    with story.exit(), story.notification():
+        story.service("SignalEvent")
+    for _ in range(1000):
+        story.service("Stall")
+    story.trace.records = counted = Counted(story.trace.records)
+    assert check(story.trace) == []
+    assert 0 < counted.reads < 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timeit
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 
 import oracles
 from oracles import DESCRIPTIONS, ORACLES, RULES, judge
-from reference_impl.trace import Kind, Phase, Trace
+from reference_impl.trace import Kind, Trace
 from tests.oracles.pairs import PAIRS
 from tests.oracles.stories import BLOCK, BUS, Story, traces
 
@@ -103,22 +102,3 @@ def test_judging_leaves_the_trace_alone(trace: Trace) -> None:
     records = list(trace.records)
     assert judge(trace) == judge(trace)
     assert trace.records == records
-
-
-def test_a_clean_trace_costs_next_to_nothing() -> None:
-    """500 records without a finding are judged in far less time than it took to make them (40 µs were measured)."""
-    story = Story()
-    story.connection("ring", 1)
-    for _ in range(350):
-        story.service("AllocatePool")
-    with story.exit(), story.notification():
-        for _ in range(40):
-            story.add(Kind.HYPERCALL, BUS, "EVTCHNOP_send", (5,), 0)
-        story.reset("ring", 1)
-    for _ in range(105):
-        story.add(Kind.XENSTORE, "xenstored", "READ", ("device",), "OK")
-    assert len(story.trace.records) == 501
-    assert story.trace.phase == Phase.RUNTIME
-    assert judge(story.trace) == []
-    seconds = min(timeit.repeat(lambda: judge(story.trace), number=20, repeat=5)) / 20
-    assert seconds < 400e-6  # ten times the measured figure: coverage and a busy machine must not fail this
