@@ -202,11 +202,6 @@ class Backend:
         """Whether either end is in Closing or Closed."""
         return 5 <= self.state <= 6 or 5 <= self.frontend_state <= 6
 
-    @property
-    def due(self) -> bool:
-        """Whether a reaction is still going to happen."""
-        return self._reaction_due != _NONE or self._request_due != _NONE
-
     # ---- causes ---------------------------------------------------------------------------------------------------
 
     def frontend_changed(self, agent: str, value: bytes | None) -> None:
@@ -223,6 +218,7 @@ class Backend:
         """The front end has sent the event channel: a request waits in its page."""
         if self.delay:
             self._request_due = self.delay
+            self._platform.busy = True
         else:
             self._serve()
 
@@ -245,16 +241,18 @@ class Backend:
     # ---- reactions ------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """One step of the platform passes."""
+        """One step of the platform passes. Sets `busy` of the platform where something is still due."""
         due = self._reaction_due
         if due == 0:
             self._reaction_due = _NONE
             self._react()
         elif due > 0:
             self._reaction_due = due - 1
+            self._platform.busy = True
         due = self._request_due
         if due > 1:
             self._request_due = due - 1
+            self._platform.busy = True
         elif due == 1:
             self._request_due = _NONE
             self._serve()
@@ -263,6 +261,7 @@ class Backend:
         wanted = (self.state, self.frontend_state) in REACTIONS or (self.asked_to_close and self.state == _S.CLOSED)
         if wanted and self._reaction_due == _NONE and not self.removed:
             self._reaction_due = self.delay
+            self._platform.busy = True
 
     def _react(self) -> None:
         """Go where `REACTIONS` says."""

@@ -27,6 +27,7 @@ class XenPlatform:
 
     reconnection      whether xenstored offers the reconnection feature
     devices           backends in the order in which they appeared; a removed one keeps its place
+    busy              a backend is going to react in a step to come
     store_page        the page shared with xenstored; `ring` is the view of it
     cleanup_may_fail  lets armed failures hit devices that are closing (a hostile environment)
     """
@@ -34,6 +35,7 @@ class XenPlatform:
     __slots__ = (
         "_by_path",
         "_counts",
+        "busy",
         "cleanup_may_fail",
         "devices",
         "event_channels",
@@ -55,6 +57,7 @@ class XenPlatform:
         self.failures = failures
         self.reconnection = reconnection
         self.cleanup_may_fail = False
+        self.busy = False
         hypervisor = self.hypervisor = Hypervisor(trace)
         self.memory_page = hypervisor.memory_page
         self.grant_table = hypervisor.grant_table
@@ -82,14 +85,17 @@ class XenPlatform:
 
     def step(self, agent: str = "platform") -> bool:
         """One step passes: backends react. Answers whether something is still going to happen without the guest."""
-        due = False
+        if self.busy:
+            self.let_backends_react()
+        if self.xenstored.output:
+            self.xenstored.flush(agent)
+        return self.busy
+
+    def let_backends_react(self) -> None:
+        """The part of a step that belongs to the backends. Needed only while `busy`."""
+        self.busy = False
         for device in self.devices:
-            if device.due:
-                device.step()
-                if device.due:
-                    due = True
-        self.xenstored.flush(agent)
-        return due
+            device.step()
 
     # ---- devices --------------------------------------------------------------------------------------------------
 

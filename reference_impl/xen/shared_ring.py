@@ -49,15 +49,17 @@ class SharedRing:
 
     generation  number of the connection's generation, 0 before the first
     user        who took this generation into use; "" while nobody has
+    reset_by    who reset the connection last; "" while nobody has
     """
 
-    __slots__ = ("generation", "page", "trace", "user")
+    __slots__ = ("generation", "page", "reset_by", "trace", "user")
 
     def __init__(self, page: bytearray | memoryview, trace: Trace) -> None:
         self.page = page
         self.trace = trace
         self.generation = 0
         self.user = ""
+        self.reset_by = ""
 
     # ---- the guest's end ------------------------------------------------------------------------------------------
 
@@ -131,6 +133,7 @@ class SharedRing:
     def record_reset(self, agent: str, means: str) -> None:
         """End a generation. Recorded as RESET."""
         self.user = ""
+        self.reset_by = agent
         self.trace.add(_RESET_RECORD, agent, "ring", (self.generation,), None, means)
 
     # ---- words of the page ----------------------------------------------------------------------------------------

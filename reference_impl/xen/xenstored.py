@@ -50,6 +50,8 @@ TRANSACTIONS_MAX = 10
 SHOWN_SIZE = 64  # bytes of a value or answer that a record shows
 
 _HOME_PREFIX = HOME + "/"
+_DEVICES_PREFIX = HOME + "/device/"
+_DEVICE_DEPTH = 6  # slashes in the path of a device's folder
 _WRITABLE = ("data", "control", "attr", "error", "drivers", "messages")
 _SPECIAL_WATCHES = ("@introduceDomain", "@releaseDomain")
 _VALID_PATH = re.compile(r"(?:/[A-Za-z0-9_@-]+)+|/").fullmatch
@@ -189,7 +191,7 @@ class Xenstored:
         done = 0
         try:
             space = ring.response_space()
-            for message in output:
+            for message in output:  # nearly always one or two
                 size = len(message)
                 if size > space and (size <= RING_SIZE or not space):
                     break
@@ -243,10 +245,9 @@ class Xenstored:
     def _answer(self, agent: str, message_type: int, request_id: int, transaction_id: int, payload: bytes) -> None:
         """Do one request and queue its answer. The one place where a refusal becomes an answer and a record."""
         name = TYPE_NAMES.get(message_type) or f"type {message_type}"
-        path, separator, rest = payload.partition(b"\0")
-        shown: tuple[Any, ...] = (path[:SHOWN_SIZE].decode("latin-1"),)
-        if separator and rest:
-            shown = (*shown, rest[:SHOWN_SIZE])
+        path, _, rest = payload.partition(b"\0")
+        text = path.decode("latin-1")
+        shown: tuple[Any, ...] = (text, rest[:SHOWN_SIZE]) if rest else (text,)
         trace = self.trace
         records = trace.records
         index = len(records)
@@ -257,7 +258,7 @@ class Xenstored:
         status = "OK"
         try:
             if platform.failures and agent != OPERATING_SYSTEM:
-                self._fail_if_armed(agent, message_type, name, path, rest)
+                self._fail_if_armed(agent, message_type, name, text, rest)
             if transaction_id and transaction_id not in self.transactions:
                 raise XenstoreError("ENOENT")
             serve = _SERVED.get(message_type)
@@ -274,19 +275,19 @@ class Xenstored:
         if message_type == _WATCH and status == "OK":
             # A watch fires once at its registration: docs/misc/xenstore.txt. Its answer comes first.
             self.output.append(pack(_EVENT, 0, 0, payload))
-        platform.step(agent)
+        if platform.busy:
+            platform.let_backends_react()
         trace.depth = depth
         records[index] = (_XENSTORE, agent, tpl, depth, phase, name, shown, status, answer[:SHOWN_SIZE])
 
-    def _fail_if_armed(self, agent: str, message_type: int, name: str, path: bytes, rest: bytes) -> None:
+    def _fail_if_armed(self, agent: str, message_type: int, name: str, path: str, rest: bytes) -> None:
         """Raise the armed refusal, unless the request belongs to a device that is closing (cleanup does not fail)."""
         platform = self._platform
         if not platform.cleanup_may_fail:
-            if message_type in _GUARDED and platform.device_is_closing(
-                "" if message_type in (_START, _END) else path.decode("latin-1")
-            ):
+            of_any_device = message_type in (_START, _END)
+            if message_type in _GUARDED and platform.device_is_closing("" if of_any_device else path):
                 return
-            if message_type == _WRITE and path.endswith(b"/state") and rest not in _CONNECTING:
+            if message_type == _WRITE and path.endswith("/state") and rest not in _CONNECTING:
                 return
         error = platform.failures.fires("XS_" + name, agent)
         if error is not None:
@@ -296,7 +297,7 @@ class Xenstored:
 
     def _directory(self, agent: str, transaction_id: int, payload: bytes) -> bytes:
         """The names of a node's children, each ended by NUL. EINVAL, ENOENT."""
-        path = absolute(_one_argument(payload))
+        path = absolute(_one_argument(payload), self.tree)
         tree = self._view(transaction_id, path)
         if path not in tree:
             raise XenstoreError("ENOENT")
@@ -307,7 +308,7 @@ class Xenstored:
 
     def _read(self, agent: str, transaction_id: int, payload: bytes) -> bytes:
         """The value of a node. EINVAL, ENOENT."""
-        path = absolute(_one_argument(payload))
+        path = absolute(_one_argument(payload), self.tree)
         value = self._view(transaction_id, path).get(path)
         if value is None:
             raise XenstoreError("ENOENT")
@@ -318,20 +319,20 @@ class Xenstored:
         text, separator, value = payload.partition(b"\0")
         if not separator:
             raise XenstoreError("EINVAL")
-        path = absolute(text)
+        path = absolute(text, self.tree)
         self._change(agent, transaction_id, path, value)
         return _OK
 
     def _mkdir(self, agent: str, transaction_id: int, payload: bytes) -> bytes:
         """Make an empty node; one that exists stays as it is. EINVAL, EACCES."""
-        path = absolute(_one_argument(payload))
+        path = absolute(_one_argument(payload), self.tree)
         if path not in self._view(transaction_id, path):
             self._change(agent, transaction_id, path, b"")
         return _OK
 
     def _rm(self, agent: str, transaction_id: int, payload: bytes) -> bytes:
         """Remove a node and what is below it. EINVAL, EACCES; ENOENT where its parent is missing too."""
-        path = absolute(_one_argument(payload))
+        path = absolute(_one_argument(payload), self.tree)
         if path == "/":
             raise XenstoreError("EINVAL")
         tree = self._view(transaction_id, path)
@@ -408,10 +409,9 @@ class Xenstored:
         tree = self.tree
         self._generation += 1
         touched = _apply(tree, path, value)
-        changed = self._changed
         generation = self._generation
         for each in touched:
-            changed[each] = generation
+            self._changed[each] = generation
         if self.watches:
             self._fire(path, touched if value is None else (path,))
         observed = self.observed
@@ -489,14 +489,19 @@ _FIRST_TREE: dict[str, bytes] = {
 }
 
 
-def absolute(text: bytes) -> str:
-    """The absolute path that the guest means by `text`. Raises XenstoreError(EINVAL) for what is none."""
+def absolute(text: bytes, tree: dict[str, bytes] | None = None) -> str:
+    """The absolute path that the guest means by `text`. Raises XenstoreError(EINVAL) for what is none.
+
+    A path that is in `tree` has been checked before.
+    """
     if text[:1] == b"/":
         path = text.decode("latin-1")
         size_max = ABSOLUTE_PATH_MAX
     else:
         path = _HOME_PREFIX + text.decode("latin-1")
         size_max = RELATIVE_PATH_MAX
+    if tree is not None and path in tree:
+        return path
     if len(text) > size_max or _VALID_PATH(path) is None:
         raise XenstoreError("EINVAL")
     return path
@@ -504,12 +509,16 @@ def absolute(text: bytes) -> str:
 
 def may_write(tree: dict[str, bytes], path: str) -> bool:
     """Whether the guest may change `path`: in its folder, and in `device/` only in folders of devices that exist."""
-    if not path.startswith(_HOME_PREFIX):
-        return False
-    parts = path.split("/", 7)
-    if parts[4] == "device":
-        return len(parts) > 6 and "/".join(parts[:7]) in tree
-    return parts[4] in _WRITABLE
+    if path.startswith(_DEVICES_PREFIX):
+        if path in tree:
+            return path.count("/") >= _DEVICE_DEPTH
+        end = -1
+        for _ in range(_DEVICE_DEPTH + 1):
+            end = path.find("/", end + 1)
+            if end < 0:
+                return False
+        return path[:end] in tree
+    return path.startswith(_HOME_PREFIX) and path.split("/", 5)[4] in _WRITABLE
 
 
 def _apply(tree: dict[str, bytes], path: str, value: bytes | None) -> list[str]:
@@ -523,17 +532,18 @@ def _apply(tree: dict[str, bytes], path: str, value: bytes | None) -> list[str]:
             del tree[key]
         touched.append(_parent(path))
         return touched
-    touched = [path]
-    if path not in tree:
-        missing = []
-        parent = _parent(path)
-        while parent not in tree:
-            missing.append(parent)
-            parent = _parent(parent)
+    if path in tree:
+        tree[path] = value
+        return [path]
+    parent = _parent(path)
+    touched = [path, parent]
+    missing = []
+    while parent not in tree:
+        missing.append(parent)
+        parent = _parent(parent)
         touched.append(parent)
-        for each in reversed(missing):
-            tree[each] = b""
-            touched.append(each)
+    for each in reversed(missing):
+        tree[each] = b""
     tree[path] = value
     return touched
 
