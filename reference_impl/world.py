@@ -11,7 +11,6 @@ skipped and recorded with the reason; the rest of the scenario goes on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from reference_impl import core_world, ring_world
 from reference_impl.failures import ALLOCATIONS, CLEANUP, Failures
@@ -21,15 +20,15 @@ from reference_impl.trace import Kind, Phase, StepBudgetExceeded, Trace
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.core import Core
-from reference_impl.uefi.status import EfiError, EfiStatus
+from reference_impl.uefi.status import EfiError
 from reference_impl.xen.operating_system import take_over
 from reference_impl.xen.platform import XenPlatform
 from reference_impl.xenbus.bus_driver import AGENT as BUS_AGENT
-from reference_impl.xenbus.bus_driver import XenBusDriver, XenIo
+from reference_impl.xenbus.bus_driver import XenBus, XenBusDriver, XenIo
 from reference_impl.xenbus.designs import DESIGNS
 from reference_impl.xenbus.devices import DEVICES
 from reference_impl.xenbus.driver import Driver
-from reference_impl.xenbus.front_end import FrontEndDriver
+from reference_impl.xenbus.front_end import FrontEnd, FrontEndDriver
 
 GRANT_TABLE_ADDRESS = 0xF200_0000  # BAR 1 of the Xen platform device
 MAP_BUFFER_SIZE = 1 << 16
@@ -46,7 +45,7 @@ def run(scenario: Scenario) -> Trace:
     return PlatformWorld(scenario).run()
 
 
-class Skipped(Exception):
+class SkippedError(Exception):
     """An operation that cannot be done; its reason stands in the trace."""
 
 
@@ -93,7 +92,7 @@ class PlatformWorld:
         try:
             self._permitted(kind)
             getattr(self, f"_{kind.replace('-', '_')}")(*arguments)
-        except Skipped as reason:
+        except SkippedError as reason:
             records[place] = (*records[place][:7], str(reason), index)
         except EfiError:
             pass  # the refusal stands in the record of the service
@@ -103,9 +102,9 @@ class PlatformWorld:
     def _permitted(self, kind: str) -> None:
         phase = self.trace.phase
         if phase == Phase.RUNTIME:
-            raise Skipped("the operating system owns the machine")
+            raise SkippedError("the operating system owns the machine")
         if phase != Phase.BOOT and kind not in AFTER_AN_ATTEMPT:
-            raise Skipped("after an exit attempt only memory services, time and a retry may come")
+            raise SkippedError("after an exit attempt only memory services, time and a retry may come")
 
     def _may_fail(self, call: str) -> bool:
         if self.trace.phase != Phase.BOOT:
@@ -126,12 +125,13 @@ class PlatformWorld:
         self.firmware.disconnect_controller(handle, binding, 0 if child == "all" else self._handle(child))
 
     def _request(self, index: int) -> None:
+        node = self._node(index)
         for driver in self._drivers.values():
             for instance in driver.instances.values():
-                if isinstance(driver, FrontEndDriver) and self._node_of(instance) == self._node(index):
-                    instance.request()  # type: ignore[attr-defined]
+                if isinstance(instance, FrontEnd) and instance.io.node == node:
+                    instance.request()
                     return
-        raise Skipped("no driver has started this device")
+        raise SkippedError("no driver has started this device")
 
     def _fail(self, failure: str, nth: int) -> None:
         call, status = FAILURES[failure]
@@ -142,11 +142,11 @@ class PlatformWorld:
 
     def _remove_device(self, index: int) -> None:
         if not self.platform.remove_device(index):
-            raise Skipped("there is no such device")
+            raise SkippedError("there is no such device")
 
     def _backend(self, index: int, delay: int) -> None:
         if not self.platform.set_delay(index, delay):
-            raise Skipped("there is no such device")
+            raise SkippedError("there is no such device")
 
     def _time(self, milliseconds: int) -> None:
         self.firmware.stall(milliseconds * 1000)
@@ -158,7 +158,7 @@ class PlatformWorld:
 
     def _load(self, name: str) -> None:
         if name in self._drivers:
-            raise Skipped("the driver is loaded")
+            raise SkippedError("the driver is loaded")
 
         def install(agent: str, driver: Driver) -> int:
             handle = self.firmware.load_image(agent)
@@ -188,7 +188,7 @@ class PlatformWorld:
 
     def _free(self) -> None:
         if not self._loader_pages:
-            raise Skipped("the loader holds no pages")
+            raise SkippedError("the loader holds no pages")
         self.loader.free_pages(*self._loader_pages.pop())
 
     def _exit(self, map_key: str) -> None:
@@ -197,7 +197,11 @@ class PlatformWorld:
             key -= 1
         self.loader.exit_boot_services(0, key)
         current = self.core.memory.map_key
-        reason = "OK" if current == key else f"the map that the loader holds has key {key}, the memory has moved on to {current}"
+        reason = (
+            "OK"
+            if current == key
+            else f"the map that the loader holds has key {key}, the memory has moved on to {current}"
+        )
         self.trace.add(Kind.TAKE_OVER, "os", "memory-map", (key, current), reason, "")
         take_over(self.platform)
 
@@ -209,23 +213,20 @@ class PlatformWorld:
         node = self._node(int(name.removeprefix("child-")))
         bus = self._drivers.get("xenbus")
         for instance in bus.instances.values() if bus else ():
-            for child in instance.children.values():  # type: ignore[attr-defined]
-                if child.protocol.node == node:
-                    return int(child.handle)
-        raise Skipped("the bus has no such child")
+            if isinstance(instance, XenBus):
+                for child in instance.children.values():
+                    if child.protocol.node == node:
+                        return child.handle
+        raise SkippedError("the bus has no such child")
 
     def _node(self, index: int) -> str:
         devices = self.platform.devices
         if index >= len(devices):
-            raise Skipped("there is no such device")
+            raise SkippedError("there is no such device")
         return devices[index].path
-
-    @staticmethod
-    def _node_of(instance: Any) -> str:
-        return str(instance.io.node)
 
     def _driver(self, name: str) -> Driver:
         driver = self._drivers.get(name)
         if driver is None:
-            raise Skipped("the driver is not loaded")
+            raise SkippedError("the driver is not loaded")
         return driver

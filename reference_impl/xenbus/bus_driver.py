@@ -46,20 +46,26 @@ class XenIo:
 class Grants:
     """The driver's free list of grant references, behind a lock, as the shipped driver has it."""
 
-    __slots__ = ("_free", "_platform", "_services")
+    __slots__ = ("_free", "_next", "_platform", "_services")
 
     def __init__(self, services: BootServices, platform: XenPlatform) -> None:
         self._services = services
         self._platform = platform
-        self._free = list(range(GRANT_ENTRIES - 1, RESERVED - 1, -1))
+        self._free: list[int] = []  # given back; behind `_next` none has been used yet
+        self._next = RESERVED
 
     def grant(self, domain: int, frame: int) -> int:
         """Let `domain` use the page `frame`; the reference. Raises EfiError(OUT_OF_RESOURCES) where none is left."""
         services = self._services
         old = services.raise_tpl(TPL_NOTIFY)
-        reference = self._free.pop() if self._free else 0
+        if self._free:
+            reference = self._free.pop()
+        else:
+            reference = self._next
+            self._next += 1
         services.restore_tpl(old)
-        if not reference:
+        if reference >= GRANT_ENTRIES:
+            self._next = GRANT_ENTRIES
             raise EfiError(EfiStatus.OUT_OF_RESOURCES)
         self._platform.grant_table.grant(services.agent, reference, domain, frame)
         return reference

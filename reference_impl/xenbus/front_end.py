@@ -173,7 +173,9 @@ class FrontEnd:
             self._attempt(self.io.write, "state", str(own))
             self._wait_for_peer(peer_followed, self._closing_peer_state, at_exit)
 
-    def _wait_for_peer(self, enough: Callable[[int], bool], peer_state: Callable[[], int], at_exit: bool = False) -> int:
+    def _wait_for_peer(
+        self, enough: Callable[[int], bool], peer_state: Callable[[], int], at_exit: bool = False
+    ) -> int:
         """Wait until the peer's state is enough; the state that was seen last.
 
         At the exit there is no waiting for a watch event: each read of the state lets the peer run.

@@ -17,9 +17,9 @@ from __future__ import annotations
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, TPL_NOTIFY
 from reference_impl.uefi.status import EfiError
-from reference_impl.xen.wire import HEADER_SIZE, PAYLOAD_MAX, MessageType, pack, unpack_header
 from reference_impl.xen.hypervisor import HypercallError, Hypercalls
 from reference_impl.xen.shared_ring import RECONNECTION_FEATURE, RingError, SharedRing
+from reference_impl.xen.wire import HEADER_SIZE, PAYLOAD_MAX, MessageType, pack, unpack_header
 
 POLL_INTERVAL_US = 100
 PATIENCE = 200
@@ -292,4 +292,3 @@ class XenStoreClient:
             if len(data) == size_bytes:
                 return data
         raise XenStoreError("ETIMEDOUT")
-

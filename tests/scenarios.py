@@ -1,0 +1,30 @@
+"""Short ways to write scenarios and to look at traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from reference_impl.scenario import Operation, Scenario, operation, scenario
+from reference_impl.trace import Kind, Phase, Record, Trace
+
+CORRECT_DESIGNS = ("exit-callback", "reference-count")
+
+CONNECT = operation("connect")
+EXIT = operation("exit")
+STALE_EXIT = operation("exit", map_key="stale")
+STOP_BUS = operation("disconnect", controller="bus")
+
+
+def platform(design: str, *operations: Operation, devices: Iterable[str] = (), **values: Any) -> Scenario:
+    """A scenario of the platform world."""
+    return scenario(design=design, operations=operations, devices=tuple(devices), **values)
+
+
+def records(trace: Trace, kind: Kind, name: str | None = None, phase: Phase | None = None) -> list[Record]:
+    """The records of one kind, in order."""
+    return [
+        record
+        for record in (Record(*plain) for plain in trace.records)
+        if record.kind == kind and name in (None, record.name) and phase in (None, record.phase)
+    ]
