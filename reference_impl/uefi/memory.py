@@ -416,6 +416,10 @@ class Memory:
         buffers = sum(1 for entry in self._used.values() if entry[3] == owner)
         return buffers + sum(1 for _, _, holder in self._pages.values() if holder == owner)
 
+    def oem_type_count(self) -> int:
+        """OEM memory types with a pool: for each of them the core holds a record of its own."""
+        return len(self._oem_pools)
+
     def _refuse_free(self, address: int, owner: str, freed: dict[int, str], status: EfiStatus) -> NoReturn:
         if address in freed:
             self._core.trace.add(_MISUSE, owner, "double-free", (address, freed[address]))
