@@ -1,0 +1,499 @@
+"""The command line, `ebsfuzz`: reads what the user asks for, calls what does it, and gives the exit status.
+
+Each command imports what it needs when it runs, so that `ebsfuzz --help` is quick and a missing engine hurts only
+`run`. Messages: one line on standard error for whatever the user can mend (`UsageProblem`, status 2). What ebsfuzz
+itself did wrong is not caught before `main`, which shows it whole (status 3).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from campaign.durations import parse_duration
+from campaign.exit_status import CampaignFailure, Exit, UsageProblem
+
+if TYPE_CHECKING:
+    from reference_impl.scenario import Scenario
+
+DEFAULT_TARGET = "lifecycle"
+DEFAULT_TIME_S = 60
+DEFAULT_OUT = "campaign-out"
+
+app = typer.Typer(
+    name="ebsfuzz",
+    help="Finds out whether UEFI bus and device drivers let go of the machine correctly at ExitBootServices.",
+    epilog="Exit status: 0 nothing found, 1 findings, 2 wrong usage or unreadable input, 3 ebsfuzz itself failed.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Format(StrEnum):
+    """In which form an answer is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+_FORMAT = typer.Option(
+    "--format", help="`text` for people, or `json`: one object ends standard output, the rest goes to standard error."
+)
+
+
+def main() -> NoReturn:
+    """The program `ebsfuzz`."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `ebsfuzz list services | head` ends quietly
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(arguments: list[str]) -> int:
+    """Run the command that `arguments` name; its exit status. Every message has been printed then."""
+    try:
+        status = typer.main.get_command(app).main(arguments, prog_name="ebsfuzz", standalone_mode=False)
+        return int(status or Exit.NOTHING_FOUND)
+    except UsageProblem as problem:
+        return _complain(str(problem), Exit.USAGE)
+    except CampaignFailure as failure:
+        return _complain(str(failure), Exit.FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", Exit.FAILED)
+    except Exception as error:
+        # What Typer raises for wrong usage; its class lies elsewhere in every version.
+        if getattr(error, "exit_code", None) == Exit.USAGE and hasattr(error, "format_message"):
+            message = " ".join(error.format_message().split())
+            # Without any argument Typer has printed the help and has nothing to add.
+            return _complain(message, Exit.USAGE) if message else Exit.USAGE
+        from fuzz_targets.scenario_yaml import InputError
+
+        if isinstance(error, InputError):
+            return _complain(str(error), Exit.USAGE)
+        traceback.print_exc()
+        return _complain(f"ebsfuzz itself failed: {type(error).__name__}: {error}", Exit.FAILED)
+
+
+def _complain(message: str, status: Exit) -> int:
+    print(f"ebsfuzz: {message}", file=sys.stderr)
+    return int(status)
+
+
+# ---- run ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    target: Annotated[str, typer.Option(help="What to fuzz; see `ebsfuzz list targets`.")] = DEFAULT_TARGET,
+    design: Annotated[
+        list[str] | None,
+        typer.Option(help="Teardown design; can be given several times. Without it all designs, side by side."),
+    ] = None,
+    environment: Annotated[
+        str, typer.Option(help="What may happen around the drivers; see `ebsfuzz list environments`.")
+    ] = "conforming",
+    switch: Annotated[
+        list[str] | None, typer.Option(help="A single permission of the environment; can be given several times.")
+    ] = None,
+    fault: Annotated[str, typer.Option(help="Seeded fault to build in; see `ebsfuzz list faults`.")] = "",
+    corpus: Annotated[
+        Path | None,
+        typer.Option(help="Folder of scenarios to start from, only read. Without it the repository's own."),
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long in all: 90, 90s, 15m, 8h, 7d. Without this and --runs, one minute.",
+            show_default=False,
+        ),
+    ] = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="How many executions of each design.")] = None,
+    timeout: Annotated[
+        str, typer.Option(metavar="DURATION", help="The longest that one execution may take; more is a failure.")
+    ] = "10s",
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="How many worker processes at a time. Fewer than designs: they take turns and share the time; more: "
+            "several workers on one corpus. Without it one for each design.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=1, max=0xFFFF_FFFF, help="Of the random numbers. Without it another every time.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for corpus and reproducers.")] = Path(DEFAULT_OUT),
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of signatures that are known (one a line, or JSON): counted and shown, but they do not make the "
+            "exit status 1."
+        ),
+    ] = None,
+    unguided: Annotated[
+        bool,
+        typer.Option("--unguided", help="Weighted random scenarios without coverage feedback; works without atheris."),
+    ] = False,
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """Fuzz: run scenarios until the time is up, and report each broken rule once, with a reproducer.
+
+    A run goes on after a finding. Ctrl-C ends it with the summary; a second Ctrl-C does not wait for the minimizer.
+    """
+    max_time_s = None if max_time is None else _duration("--max-time", max_time)
+    timeout_s = _duration("--timeout", timeout)
+
+    from campaign.findings import read_baseline
+    from campaign.run import Campaign, Settings
+    from fuzz_targets.registry import TARGETS
+    from reference_impl.faulty import FAULTS
+    from reference_impl.scenario import ENVIRONMENTS, SWITCHES
+
+    _known("--target", target, TARGETS)
+    _known("--environment", environment, ENVIRONMENTS)
+    for name in switch or ():
+        _known("--switch", name, SWITCHES)
+    if fault:
+        _known("--fault", fault, FAULTS)
+    designs = _designs(target, design)
+    if max_time_s is None and runs is None:
+        max_time_s = DEFAULT_TIME_S
+    if not unguided:
+        _require_engine()
+    settings = Settings(
+        target=target,
+        designs=designs,
+        environment=environment,
+        switches=tuple(sorted(set(switch or ()))),
+        fault=fault,
+        corpus=corpus,
+        max_time_s=max_time_s,
+        runs=runs,
+        timeout_s=timeout_s,
+        jobs=jobs,
+        seed=seed,
+        out=out,
+        baseline=read_baseline(baseline) if baseline else frozenset(),
+        guided=not unguided,
+    )
+    from campaign.display import ProgressDisplay, console_for, show_result
+
+    for_people = console_for("stderr" if output_format is Format.JSON else "stdout")
+    with ProgressDisplay(console_for("stderr")) as display:
+        campaign = Campaign(settings, display.show)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: campaign.stop())
+        result = campaign.run()
+    show_result(result, for_people)
+    for problem in result.problems:
+        _complain(problem, Exit.FAILED)
+    if output_format is Format.JSON:
+        _print_json(result.as_object())
+    return result.exit
+
+
+def _designs(target: str, chosen: list[str] | None) -> tuple[str, ...]:
+    """The designs to fuzz, each once, in the order in which they were named; all where none was."""
+    from fuzz_targets.registry import TARGETS
+
+    all_designs = TARGETS[target].designs
+    if not chosen:
+        return all_designs
+    if all_designs == ("",):
+        raise UsageProblem(f"--design: the target {target} has no designs")
+    for name in chosen:
+        _known("--design", name, all_designs)
+    return tuple(dict.fromkeys(chosen))
+
+
+def _require_engine() -> None:
+    """Raise CampaignFailure, with what is missing, where this machine cannot fuzz with guidance."""
+    from importlib.util import find_spec
+
+    if find_spec("atheris") is None:
+        raise CampaignFailure(
+            "fuzzing needs atheris, and it is not installed: it comes with the extra 'fuzz' and exists for CPython 3.11 "
+            f"to 3.13 on x86-64 Linux (this is Python {sys.version_info.major}.{sys.version_info.minor} on "
+            f"{sys.platform}); "
+            "`ebsfuzz run --unguided` and all other commands work without it"
+        )
+
+
+# ---- scenarios ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def replay(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATH...",
+            help="Reproducers, scenarios (.yaml), raw inputs (.bin), or folders of them.",
+            show_default=False,
+        ),
+    ],
+    brief: Annotated[bool, typer.Option("--brief", help="Only findings and verdicts, without the timelines.")] = False,
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """Run scenarios again: timeline and verdict. FAILED means that the finding is there, FIXED that it is gone.
+
+    A scenario that is no reproducer is FAILED where an oracle finds an error, else PASSED.
+    """
+    from campaign import replay as replaying
+
+    failed = False
+    objects = []
+    as_json = output_format is Format.JSON
+    for replayed in replaying.replay(paths):
+        failed = failed or replaying.is_failure([replayed])
+        lines = replaying.verdict_of(replayed) if brief or as_json else replaying.story_of(replayed)
+        for line in lines:
+            print(line, file=sys.stderr if as_json else sys.stdout)
+        objects.append(replaying.as_object(replayed))
+    if as_json:
+        _print_json({"scenarios": objects})
+    return Exit.FINDINGS if failed else Exit.NOTHING_FOUND
+
+
+@app.command()
+def minimize(
+    path: Annotated[Path, typer.Argument(help="Reproducer, scenario (.yaml) or raw input (.bin).", show_default=False)],
+    signature: Annotated[
+        str | None,
+        typer.Option(help="The finding to keep. Without it a reproducer's own, or the first that the run has."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File .yaml or .bin for the result. Without it, YAML on standard output.")
+    ] = None,
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """Make a scenario as small as it can be with the same finding: nothing more can be taken away from it."""
+    from campaign import minimize as minimizing
+    from campaign.reproducer import is_reproducer, read_verdict
+    from fuzz_targets import scenario_yaml
+    from fuzz_targets.harness import run_and_judge
+    from fuzz_targets.input_files import read_scenario
+    from fuzz_targets.registry import TARGETS
+
+    if out is not None:
+        _writable_scenario(out)
+    recorded = read_verdict(path) if is_reproducer(path) else None
+    run_one = TARGETS[recorded.target].run if recorded and recorded.target else run_and_judge
+    scenario = read_scenario(path)
+    findings = run_one(scenario).findings
+    found = [finding.signature for finding in sorted(findings, key=lambda finding: finding.note)]
+    if not found:
+        raise UsageProblem(f"{path}: no oracle finds anything in it, so there is nothing to keep")
+    wanted = signature or (recorded.signature if recorded else found[0])
+    if signature is not None:
+        _known("--signature", signature, found)
+    elif wanted not in found:
+        raise UsageProblem(f"{path}: the finding {wanted} is gone, so there is nothing to keep")
+    smallest = minimizing.minimize(
+        scenario, wanted, lambda one: [finding.signature for finding in run_one(one).findings]
+    )
+    text = scenario_yaml.dump(smallest)
+    print(
+        f"kept: {wanted}; operations: {len(scenario.operations)} before, {len(smallest.operations)} now",
+        file=sys.stderr,
+    )
+    if out is not None:
+        _write_scenario(out, smallest)
+    if output_format is Format.JSON:
+        _print_json({"path": str(path), "signature": wanted, "operations": len(smallest.operations), "scenario": text})
+    elif out is None:
+        print(text, end="")
+    return Exit.NOTHING_FOUND
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Scenario to read: .yaml, .bin, or a reproducer.", show_default=False)
+    ],
+    destination: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="File to write: .yaml or .bin, as its suffix says.", show_default=False),
+    ],
+) -> int:
+    """Turn a scenario from bytes into YAML and back. Nothing is lost on either way."""
+    from fuzz_targets.input_files import read_scenario
+
+    _writable_scenario(destination)
+    _write_scenario(destination, read_scenario(source))
+    return Exit.NOTHING_FOUND
+
+
+def _writable_scenario(path: Path) -> None:
+    """Raise UsageProblem where `path` cannot become a scenario's file."""
+    if path.suffix not in (".yaml", ".yml", ".bin"):
+        found = f"suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise UsageProblem(f"{path}: {found}; a scenario is written as .yaml or .bin")
+    if path.is_dir():
+        raise UsageProblem(f"{path}: a folder, and a file is to be written")
+
+
+def _write_scenario(path: Path, scenario: Scenario) -> None:
+    from campaign.findings import write_atomically
+    from fuzz_targets import codec, scenario_yaml
+
+    data = codec.encode(scenario) if path.suffix == ".bin" else scenario_yaml.dump(scenario).encode()
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise UsageProblem(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@app.command()
+def coverage(
+    corpora: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="CORPUS...",
+            help="Scenarios, or folders of them. Without any, the starting corpora.",
+            show_default=False,
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Folder for a page for each file.")] = None,
+    xml: Annotated[Path | None, typer.Option(help="File for the figures in Cobertura's form.")] = None,
+    lcov: Annotated[Path | None, typer.Option(help="File for the figures in LCOV's form.")] = None,
+    fail_under: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Exit with 1 when lines or branches have fewer percents.")
+    ] = None,
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """Line and branch coverage of the model and the oracles by a corpus, by replay."""
+    from campaign import coverage as covering
+
+    measured = covering.coverage(corpora or (), html=html, xml=xml, lcov=lcov, fail_under=fail_under)
+    summary = f"{measured.scenarios} scenarios: {measured.line_percent:.1f} % of lines, {measured.branch_percent:.1f} % of branches"
+    for_people = sys.stderr if output_format is Format.JSON else sys.stdout
+    print(measured.report, file=for_people)
+    print(summary, file=for_people)
+    if not measured.enough:
+        print(f"ebsfuzz: less than the {fail_under:g} % that were asked for", file=sys.stderr)
+    if output_format is Format.JSON:
+        _print_json(
+            {
+                "scenarios": measured.scenarios,
+                "line_percent": measured.line_percent,
+                "branch_percent": measured.branch_percent,
+                "enough": measured.enough,
+            }
+        )
+    return Exit.NOTHING_FOUND if measured.enough else Exit.FINDINGS
+
+
+# ---- names --------------------------------------------------------------------------------------------------------
+
+
+class What(StrEnum):
+    """What `ebsfuzz list` can list."""
+
+    TARGETS = "targets"
+    DESIGNS = "designs"
+    ENVIRONMENTS = "environments"
+    ORACLES = "oracles"
+    FAULTS = "faults"
+    SERVICES = "services"
+
+
+@app.command(name="list")
+def list_names(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of {', '.join(What)}.", show_default=False)],
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """List the names that options and scenarios take, with a sentence for each."""
+    _known("WHAT", what, [one.value for one in What])
+    entries = descriptions(What(what))
+    if output_format is Format.JSON:
+        _print_json([{"name": name, "description": description} for name, description in entries.items()])
+        return Exit.NOTHING_FOUND
+    width = max(map(len, entries), default=0)
+    for name, description in entries.items():
+        print(f"{name:<{width}}  {description}")
+    return Exit.NOTHING_FOUND
+
+
+def descriptions(what: What) -> dict[str, str]:
+    """Every name of one sort, with a sentence for people."""
+    from reference_impl import scenario
+
+    match what:
+        case What.TARGETS:
+            from fuzz_targets.registry import TARGETS
+
+            return {name: target.description for name, target in TARGETS.items()}
+        case What.DESIGNS:
+            return scenario.DESIGNS
+        case What.ENVIRONMENTS:
+            return scenario.ENVIRONMENTS
+        case What.ORACLES:
+            from oracles import ORACLES
+
+            return {name: _first_line(sys.modules[check.__module__].__doc__) for name, check in ORACLES.items()}
+        case What.FAULTS:
+            from reference_impl.faulty import FAULTS
+
+            return FAULTS
+        case What.SERVICES:
+            from reference_impl.failures import CALLS
+
+            return {name: f"{_sort_of(name)}; {_refusals(answers)}" for name, answers in CALLS.items()}
+
+
+def _first_line(docstring: str | None) -> str:
+    assert docstring is not None
+    return docstring.strip().splitlines()[0]
+
+
+def _sort_of(call_name: str) -> str:
+    if call_name.startswith("XS_"):
+        return "xenstore request"
+    return "hypercall" if call_name.split("_")[0].isupper() and "_" in call_name else "boot service"
+
+
+def _refusals(answers: Iterable[Any]) -> str:
+    names = ", ".join(map(str, answers))
+    return f"can be made to fail with {names}" if names else "cannot fail"
+
+
+# ---- checks and output --------------------------------------------------------------------------------------------
+
+
+def _duration(option: str, text: str) -> int:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise UsageProblem(f"{option}: {error}") from None
+
+
+def _known(option: str, name: str, names: Collection[str]) -> None:
+    """Raise UsageProblem, with near misses, for a name that is not one of `names`."""
+    if name in names:
+        return
+    from fuzz_targets.scenario_yaml import near_miss
+
+    hint = near_miss(name, names)
+    if not hint:
+        hint = f"; one of {', '.join(names)}" if names else "; there are none"
+    raise UsageProblem(f"{option}: unknown {name[:80]!r}{hint}")
+
+
+def _print_json(value: Any) -> None:
+    """Print one JSON value as the last line of standard output."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()

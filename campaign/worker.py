@@ -1,0 +1,177 @@
+"""One process that fuzzes one design: `python -m campaign.worker CONFIG`, started by `campaign.run`.
+
+CONFIG is a `WorkerConfig` as JSON. Figures and findings go into the worker's folder (`campaign.findings`), and
+libFuzzer's own lines to standard error, where the parent reads coverage and corpus size. libFuzzer leaves the process
+without telling Python, so nothing here waits for the end.
+
+A worker that cannot go on says so in one line that begins with `PROBLEM`, and ends with one of the statuses below.
+Anything else that ends it is a crash of ebsfuzz itself, and libFuzzer keeps the input in the worker's folder.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from random import Random
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from campaign.findings import FindingStore, write_atomically
+
+if TYPE_CHECKING:
+    from fuzz_targets.harness import Verdict
+    from reference_impl.scenario import Scenario
+
+PROBLEM = "ebsfuzz-worker: "
+
+EXIT_CANNOT_WRITE = 40  # the output folder is full or gone
+EXIT_NO_ENGINE = 41  # atheris is missing
+EXIT_BLIND = 42  # no feedback
+EXIT_CRASHED = 77  # as libFuzzer has it
+EXIT_TIMEOUT = 70  # as libFuzzer has it
+
+_RUNS_PER_LOOK = 1024  # between two looks at whether the parent is still there
+
+
+class WorkerConfig(msgspec.Struct, frozen=True):
+    """What a worker is to do.
+
+    target, design, fault  what is fuzzed; design "" in a world that has none
+    folder                 the worker's own, which exists
+    corpus                 folder of the design's corpus, shared with other workers; it exists
+    seeds                  folder of starting inputs, only read
+    seed                   of the random numbers; None: the target's own, else any
+    seconds, runs          when to end; None: no limit. Seconds count from the start of the process.
+    timeout_s              the longest that one execution may take
+    guided                 False: weighted random scenarios, without atheris
+    """
+
+    target: str
+    design: str
+    fault: str
+    folder: str
+    corpus: str
+    seeds: str
+    seed: int | None
+    seconds: int | None
+    runs: int | None
+    timeout_s: int
+    guided: bool
+
+
+def main() -> NoReturn:
+    """Fuzz as the configuration in the first argument says, until a limit is reached or a signal comes."""
+    config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
+    parent = os.getppid()
+    try:
+        store = FindingStore(Path(config.folder))
+    except OSError as error:
+        _give_up(EXIT_CANNOT_WRITE, f"{config.folder}: {error.strerror}")
+
+    def on_verdict(data: bytes, scenario: Scenario, verdict: Verdict) -> None:
+        executions = store.count_execution()
+        for finding in verdict.findings:
+            try:
+                store.see(finding, config.design, lambda: data)
+            except OSError as error:
+                _give_up(EXIT_CANNOT_WRITE, f"{error.filename}: {error.strerror}")
+        if executions % _RUNS_PER_LOOK == 0 and os.getppid() != parent:
+            os._exit(0)  # the campaign was killed; nobody would ever end this process
+
+    if config.guided:
+        _fuzz_guided(config, on_verdict)
+    _fuzz_unguided(config, store, on_verdict)
+
+
+def _give_up(status: int, message: str) -> NoReturn:
+    """End the process at once, whatever C code is on the stack, with one line that says why."""
+    sys.stderr.write(f"{PROBLEM}{message}\n")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
+    """Fuzz under atheris. Never returns."""
+    from fuzz_targets import engine
+
+    if engine.blind():
+        _give_up(EXIT_BLIND, "the fuzzer is blind: EBSFUZZ_INSTRUMENT=none takes all coverage feedback away")
+    arguments = [
+        f"-timeout={config.timeout_s}",
+        f"-artifact_prefix={config.folder}/",
+        "-print_final_stats=0",
+    ]
+    if config.seed is not None:
+        arguments.append(f"-seed={config.seed}")
+    if config.seconds is not None:
+        arguments.append(f"-max_total_time={config.seconds}")
+    if config.runs is not None:
+        arguments.append(f"-runs={config.runs}")
+    try:
+        engine.fuzz(
+            config.target,
+            design=config.design,
+            fault=config.fault,
+            arguments=[*arguments, config.corpus, config.seeds],
+            on_verdict=on_verdict,
+        )
+    except engine.EngineMissing as error:
+        _give_up(EXIT_NO_ENGINE, str(error))
+
+
+class _Timeout(BaseException):
+    """One execution took too long. No `Exception`: no code under test may catch it."""
+
+
+def _fuzz_unguided(config: WorkerConfig, store: FindingStore, on_verdict: Callback) -> NoReturn:
+    """Run weighted random scenarios, one after the other, without feedback. Never returns."""
+    from fuzz_targets import codec
+    from fuzz_targets.engine import RUNS_PER_COLLECTION
+    from fuzz_targets.generator import generate
+    from fuzz_targets.registry import TARGETS
+
+    def too_long(number: int, frame: FrameType | None) -> None:
+        raise _Timeout(f"one execution took longer than {config.timeout_s} s")
+
+    target = TARGETS[config.target]
+    random = Random(config.seed)
+    end = None if config.seconds is None else time.monotonic() + config.seconds
+    executions = 0
+    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        while executions != config.runs and (end is None or time.monotonic() < end):
+            scenario = generate(random, target, config.design, config.fault)
+            data = codec.encode(scenario)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, config.timeout_s)
+                verdict = target.run(scenario)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                on_verdict(data, scenario, verdict)
+            except (Exception, _Timeout):
+                write_atomically(Path(config.folder, "crash.bin"), data)
+                raise
+            executions += 1
+            if executions % RUNS_PER_COLLECTION == 0:
+                gc.collect()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Callback = Callable[[bytes, Scenario, Verdict], None]
+
+if __name__ == "__main__":
+    main()
