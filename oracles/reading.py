@@ -14,7 +14,12 @@ from operator import itemgetter
 from reference_impl.trace import Kind, Phase, RecordTuple
 from reference_impl.uefi.definitions import Tpl
 
-PLATFORM_AGENTS = frozenset({"", "DxeCore", "environment", "firmware", "os", "os-loader"})
+PLATFORM_AGENTS = frozenset(
+    {
+        *("", "DxeCore", "firmware", "os-loader", "os", "environment"),
+        *("caller", "other", "override"),  # of the core world, where they break the rules on purpose
+    }
+)
 """Agents that are no driver under test. What the environment itself does is never a finding."""
 
 _SERVICE, _ENTRY = int(Kind.SERVICE), int(Kind.ENTRY)
@@ -46,19 +51,19 @@ def circumstances(records: Sequence[RecordTuple], index: int) -> str:
     """
     depth = records[index][3]
     words = []
-    for at in range(index - 1, -1, -1):
+    for record in reversed(records[:index]) if depth else ():
+        if record[3] >= depth:
+            continue
+        kind, agent, _, depth, _, name, _, _, _ = record
+        if agent not in PLATFORM_AGENTS:
+            if kind == _ENTRY:
+                words.append(
+                    f", inside the notification of {agent}" if name == "Notify" else f", inside {name} of {agent}"
+                )
+            elif kind == _SERVICE:
+                words.append(f", inside {name} by {agent}")
         if depth == 0:
             break
-        kind, agent, _, outer, _, name, _, _, _ = records[at]
-        if outer >= depth:
-            continue
-        depth = outer
-        if agent in PLATFORM_AGENTS:
-            continue
-        if kind == _ENTRY:
-            words.append(f", inside the notification of {agent}" if name == "Notify" else f", inside {name} of {agent}")
-        elif kind == _SERVICE:
-            words.append(f", inside {name} by {agent}")
     return "".join(words)
 
 

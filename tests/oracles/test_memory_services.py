@@ -119,7 +119,7 @@ def test_each_call_of_a_service_is_looked_at_by_itself() -> None:
     assert [(finding.rule, finding.step) for finding in findings] == [("allocates-inside", 5), ("frees-inside", 7)]
 
 
-@pytest.mark.parametrize("agent", ["environment", "firmware", "os", "os-loader"])
+@pytest.mark.parametrize("agent", ["environment", "firmware", "os", "os-loader", "caller", "other"])
 def test_the_environment_is_never_blamed(agent: str) -> None:
     """What the loader or the firmware allocates while notifications run is not a driver's doing."""
     story = Story()
