@@ -74,7 +74,16 @@ ALLOCATIONS = frozenset({"AllocatePool", "AllocatePages"})
 
 CLEANUP = frozenset(
     {
-        *("FreePool", "FreePages", "CloseEvent", "SignalEvent", "SetTimer", "CheckEvent", "WaitForEvent", "CloseProtocol"),
+        *(
+            "FreePool",
+            "FreePages",
+            "CloseEvent",
+            "SignalEvent",
+            "SetTimer",
+            "CheckEvent",
+            "WaitForEvent",
+            "CloseProtocol",
+        ),
         *("UninstallProtocolInterface", "UninstallMultipleProtocolInterfaces", "DisconnectController", "UnloadImage"),
         *("EVTCHNOP_send", "EVTCHNOP_close", "XENMEM_remove_from_physmap", "XS_RM", "XS_UNWATCH"),
     }

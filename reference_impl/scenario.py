@@ -106,21 +106,27 @@ OPERATIONS: dict[str, OperationType] = {
         (_CONTROLLER, Choice("driver", ("any", *_DRIVERS)), Choice("child", ("all", *_CHILDREN))),
         "DisconnectController",
     ),
-    "request": OperationType(("platform",), (_DEVICE,), "one request through the interface that the device's driver published"),
+    "request": OperationType(
+        ("platform",), (_DEVICE,), "one request through the interface that the device's driver published"
+    ),
     "fail": OperationType(
         ("platform", "core", "ring"),
         (Choice("call", tuple(FAILURES)), Choice("nth", tuple(range(1, 129)))),
         "arm a failure: from now on, the nth call that may fail answers this",
     ),
     "add-device": OperationType(("platform",), (Choice("kind", DEVICE_KINDS),), "a device appears in xenstore"),
-    "remove-device": OperationType(("platform",), (_DEVICE,), "the device's backend asks to close, and the device goes when that is done"),
+    "remove-device": OperationType(
+        ("platform",), (_DEVICE,), "the device's backend asks to close, and the device goes when that is done"
+    ),
     "backend": OperationType(
         ("platform",),
         (_DEVICE, Choice("delay", (0, 1, 2, 3, 5, 8, 13, 21))),
         "from now on the device's backend lets this many platform steps pass before it answers",
     ),
     "time": OperationType(("platform", "core"), (Choice("milliseconds", (1, 10, 100, 1000, 10000)),), "time passes"),
-    "unload": OperationType(("platform",), (Choice("driver", _DRIVERS),), "UnloadImage of a driver, which first disconnects it"),
+    "unload": OperationType(
+        ("platform",), (Choice("driver", _DRIVERS),), "UnloadImage of a driver, which first disconnects it"
+    ),
     "load": OperationType(("platform",), (Choice("driver", _DRIVERS),), "load a driver that was unloaded"),
     "allocate": OperationType(("platform", "core"), (Choice("pages", (1, 2, 4, 16)),), "the loader allocates pages"),
     "free": OperationType(("platform", "core"), (), "the loader frees the pages that it allocated last"),
@@ -135,7 +141,10 @@ OPERATIONS: dict[str, OperationType] = {
     "ask": OperationType(
         ("ring",),
         (
-            Choice("request", ("READ", "WRITE", "DIRECTORY", "RM", "WATCH", "UNWATCH", "TRANSACTION_START", "TRANSACTION_END")),
+            Choice(
+                "request",
+                ("READ", "WRITE", "DIRECTORY", "RM", "WATCH", "UNWATCH", "TRANSACTION_START", "TRANSACTION_END"),
+            ),
             Choice("path", ("device", "device/vbd/0/state", "", "x" * 300)),
         ),
         "the client under test makes one request",
@@ -143,14 +152,20 @@ OPERATIONS: dict[str, OperationType] = {
     "answer": OperationType(
         ("ring",),
         (
-            Choice("what", ("honest", "nothing", "error", "wrong-id", "wrong-type", "watch-event", "too-long", "cut", "raw")),
+            Choice(
+                "what",
+                ("honest", "nothing", "error", "wrong-id", "wrong-type", "watch-event", "too-long", "cut", "raw"),
+            ),
             Blob("data", 64),
         ),
         "how the peer answers the next request that has no answer planned yet",
     ),
     "skew": OperationType(
         ("ring",),
-        (Choice("index", ("rsp_prod", "rsp_cons", "req_prod", "req_cons")), Choice("amount", (1, -1, 512, 1024, 1025, 1 << 31))),
+        (
+            Choice("index", ("rsp_prod", "rsp_cons", "req_prod", "req_cons")),
+            Choice("amount", (1, -1, 512, 1024, 1025, 1 << 31)),
+        ),
         "the peer moves an index of the ring that it should have left alone",
     ),
 }

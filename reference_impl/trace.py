@@ -35,7 +35,9 @@ RecordTuple = tuple[int, str, int, int, int, str, tuple[Any, ...], Any, Any]
 class Kind(IntEnum):
     """What a record tells. The comment gives name, arguments, status, value."""
 
-    OPERATION = 0  # the scenario's next operation: its name, its arguments, None or the reason why it was skipped, index
+    OPERATION = (
+        0  # the scenario's next operation: its name, its arguments, None or the reason why it was skipped, index
+    )
     SERVICE = 1  # boot service: "AllocatePool", arguments as called, EfiStatus, what it returned
     CORE_MEMORY = 2  # the core itself, inside a service: name of the outermost service called by `agent`, ("allocate"|"free", bytes)
     ENTRY = 3  # driver code entered: "Supported" | "Start" | "Stop" | "Unload" | "Notify" | "ExitCallback", its arguments, EfiStatus

@@ -79,12 +79,13 @@ class PlatformWorld:
         """Do every operation; the trace."""
         try:
             for index, operation in enumerate(self.scenario.operations):
-                self._do(index, operation)
+                self.do(index, operation)
         except StepBudgetExceeded:
             pass  # the trace says who used the budget up, and the oracles judge what came before
         return self.trace
 
-    def _do(self, index: int, operation: Operation) -> None:
+    def do(self, index: int, operation: Operation) -> None:
+        """Do one operation; the scenario's `index`-th."""
         records = self.trace.records
         place = len(records)
         kind, arguments = operation
