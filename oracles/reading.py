@@ -17,7 +17,8 @@ from reference_impl.uefi.definitions import Tpl
 PLATFORM_AGENTS = frozenset(
     {
         *("", "DxeCore", "firmware", "os-loader", "os", "environment"),
-        *("caller", "other", "override"),  # of the core world, where they break the rules on purpose
+        # The core world's, which break the rules on purpose.
+        *("caller", "other", "override", "manager", "refuser", "stubborn", "bus"),
     }
 )
 """Agents that are no driver under test. What the environment itself does is never a finding."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from oracles.reading import answer, circumstances, start_of, tpl_name
+from oracles.reading import PLATFORM_AGENTS, answer, circumstances, start_of, tpl_name
+from reference_impl import core_world
 from reference_impl.trace import Kind, Phase, Trace
 from reference_impl.uefi.definitions import Tpl
 from reference_impl.uefi.status import EfiStatus
@@ -85,3 +86,9 @@ def test_words_for_levels_and_answers() -> None:
     ]
     assert answer(EfiStatus.NOT_FOUND) == "it answered EFI_NOT_FOUND"
     assert answer(None) == "it never returned"
+
+
+def test_nobody_in_the_core_world_is_a_driver_under_test() -> None:
+    """Its callers and drivers break the rules on purpose, so that the core has something to refuse."""
+    agents = {core_world.CALLER, core_world.OTHER, core_world.Override.agent, *core_world.DRIVERS}
+    assert agents <= PLATFORM_AGENTS
