@@ -229,9 +229,7 @@ def _connect_single(core: Core, controller: int, named: tuple[int, ...], remaini
     while found:
         found = False
         for index, address in enumerate(candidates):
-            binding = binding_at(core, address)
-            if binding is None:
-                continue
+            binding = _binding(core, address)
             arguments = (controller, remaining_device_path)
             if _enter(core, binding.agent, "Supported", arguments, binding.supported):
                 continue
@@ -313,7 +311,7 @@ def _sort_as_edk2(core: Core, addresses: list[int], first: int) -> None:
 
     By selection and exchange, as edk2 does it: an exchange can turn the order of two equal versions around.
     """
-    versions = [_version(core, address) for address in addresses]
+    versions = [_binding(core, address).version for address in addresses]
     for place in range(first, len(addresses)):
         highest = place
         for index in range(place + 1, len(addresses)):
@@ -321,12 +319,6 @@ def _sort_as_edk2(core: Core, addresses: list[int], first: int) -> None:
                 highest = index
         addresses[place], addresses[highest] = addresses[highest], addresses[place]
         versions[place], versions[highest] = versions[highest], versions[place]
-
-
-def _version(core: Core, address: int) -> int:
-    binding = binding_at(core, address)
-    assert binding is not None
-    return binding.version
 
 
 def disconnect(core: Core, controller: int, driver_handle: int = 0, child: int = 0) -> None:
@@ -398,6 +390,13 @@ def _stop(core: Core, managed: Handle, controller: int, driver: int, binding: Dr
 def binding_at(core: Core, address: int) -> DriverBinding | None:
     """The driver binding at an interface address; None where nothing stands there that could be one."""
     return cast("DriverBinding | None", _object(core, address, "supported"))
+
+
+def _binding(core: Core, address: int) -> DriverBinding:
+    """The driver binding at an address where one was found before: what was placed stays, even in freed memory."""
+    binding = binding_at(core, address)
+    assert binding is not None
+    return binding
 
 
 def _object(core: Core, address: int | None, method: str) -> Any:
