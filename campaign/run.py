@@ -519,7 +519,7 @@ _FIGURE = re.compile(r"\b(cov|ft|corp): (\d+)")
 
 
 class _Worker:
-    """One worker process, and what its standard error says about coverage."""
+    """One worker process, and what its output says about coverage."""
 
     def __init__(self, assignment: Assignment, folder: Path, command: list[str]) -> None:
         self.assignment = assignment
@@ -544,8 +544,8 @@ class _Worker:
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,  # atheris writes tracebacks there
+            stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -609,8 +609,8 @@ class _Worker:
 
     def _read(self) -> None:
         """Read libFuzzer's lines until the process ends: `#1234 NEW cov: 56 ft: 78 corp: 9/123b …`."""
-        assert self._process.stderr is not None
-        with self._process.stderr as lines:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
             for line in lines:
                 line = line.rstrip("\n")
                 self._lines.append(line)
