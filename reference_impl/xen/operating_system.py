@@ -24,6 +24,8 @@ from the platform's own knowledge.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from reference_impl.trace import Kind
 from reference_impl.xen.backend import (
     DEVICE_TYPES,
@@ -32,6 +34,7 @@ from reference_impl.xen.backend import (
     RESPONSE,
     RESPONSE_OFFSET,
     STATUS_OK,
+    Backend,
     XenbusState,
 )
 from reference_impl.xen.grant_table import ENTRIES_PER_FRAME, RESERVED
@@ -94,11 +97,16 @@ class _OperatingSystem:
         self._take_grant_table()
         self._record("grant-table", grant_problems)
         self._record("event-channel", channel_problems)
+        reason = "the store cannot be reached"
+        devices = iter(self._platform.devices)
         if store_problem is None:
-            self._devices()
-        else:
-            for device in self._platform.devices:
-                self._record(device.path, [((), "the store cannot be reached", "")])
+            try:
+                self._devices(devices)
+            except (_NotReachedError, RingError) as error:
+                reason = str(error)
+        for device in devices:
+            self._record(device.path, [((), reason, "")])
+        del self._platform.trace.records[self._mark :]
 
     def _record(self, name: str, problems: list[Problem]) -> None:
         """Leave the record of one step, and only that."""
@@ -157,6 +165,8 @@ class _OperatingSystem:
 
         Raises _NotReachedError where an answer does not come or is somebody else's, RingError for impossible indices.
         """
+        if not requests:
+            return []
         platform = self._platform
         ring, send = platform.ring, platform.event_channels.send
         port = platform.hypervisor.parameters[STORE_EVTCHN]
@@ -228,8 +238,8 @@ class _OperatingSystem:
 
     # ---- devices --------------------------------------------------------------------------------------------------
 
-    def _devices(self) -> None:
-        """Find, connect and use every device."""
+    def _devices(self, devices: Iterator[Backend]) -> None:
+        """Find, connect and use every device. Leaves those that it has not come to."""
         platform = self._platform
         self._settle()
         listed = self._listed()
@@ -237,7 +247,7 @@ class _OperatingSystem:
         folders = self._exchange([(_READ, f"{device.path}/backend\0".encode()) for device in here])
         states = self._exchange([(_READ, folder + b"/state\0") for _, folder in folders])
         found = {here[at].path: (folders[at], states[at][1]) for at in range(len(here))}
-        for device in platform.devices:
+        for device in devices:
             reason = ""
             if device.path in found:
                 (kind, folder), state = found[device.path]
@@ -288,7 +298,7 @@ class _OperatingSystem:
             self._settle()
             state = self._exchange([ask_state])[0][1]
             if state != _CONNECTED_STATE:
-                return f"the backend goes to {_state_name(state)} and not to Connected"
+                return f"the backend does not connect: it is in {_state_name(state)}"
 
         number = self._next_request_id
         REQUEST.pack_into(pages[0], 0, number, OPERATION_READ, 0)
