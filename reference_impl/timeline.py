@@ -102,8 +102,13 @@ def _operation(record: Record) -> str:
     entry = OPERATIONS.get(record.name)
     names = tuple(field.name for field in entry.fields) if entry else ()
     given = "".join(f" {name}={_value('', value)}" for name, value in zip(names, record.arguments, strict=False))
-    skipped = f"   (skipped: {record.status})" if record.status is not None else ""
-    return f"operation {record.value}: {record.name}{given}{skipped}"
+    if record.status is None:
+        end = ""
+    elif isinstance(record.status, EfiStatus):
+        end = f"   = {record.status}"
+    else:
+        end = f"   (skipped: {record.status})"
+    return f"operation {record.value}: {record.name}{given}{end}"
 
 
 def _service(record: Record) -> str:

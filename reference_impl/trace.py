@@ -36,7 +36,7 @@ class Kind(IntEnum):
     """What a record tells. The comment gives name, arguments, status, value."""
 
     OPERATION = (
-        0  # the scenario's next operation: its name, its arguments, None or the reason why it was skipped, index
+        0  # the scenario's next operation: its name, its arguments, None, the reason why it was skipped, or the refusal that ended it, index
     )
     SERVICE = 1  # boot service: "AllocatePool", arguments as called, EfiStatus, what it returned
     CORE_MEMORY = 2  # the core itself, inside a service: name of the outermost service called by `agent`, ("allocate"|"free", bytes)

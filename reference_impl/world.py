@@ -95,8 +95,8 @@ class PlatformWorld:
             getattr(self, f"_{kind.replace('-', '_')}")(*arguments)
         except SkippedError as reason:
             records[place] = (*records[place][:7], str(reason), index)
-        except EfiError:
-            pass  # the refusal stands in the record of the service
+        except EfiError as refusal:
+            records[place] = (*records[place][:7], refusal.status, index)
 
     # ---- the environment ------------------------------------------------------------------------------------------
 

@@ -14,13 +14,13 @@ Sources: xen/include/public/io/{xenbus,blkif,netif,console}.h.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, BY_DRIVER
 from reference_impl.uefi.status import EfiError, EfiStatus
+from reference_impl.xen.backend import REQUEST, RESPONSE, RESPONSE_OFFSET
 from reference_impl.xenbus.designs.base import Design, DeviceTeardown
 from reference_impl.xenbus.devices import Device
 from reference_impl.xenbus.driver import Driver
@@ -30,8 +30,6 @@ from reference_impl.xenbus.xenstore_client import PATIENCE, POLL_INTERVAL_US, Wa
 UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED = range(7)
 
 TRANSACTION_TRIES = 8
-REQUEST = struct.Struct("<IIQ")
-RESPONSE = struct.Struct("<II")
 
 
 class FrontEnd:
@@ -236,13 +234,13 @@ class FrontEnd:
 
         EFI_DEVICE_ERROR where the peer refuses, EFI_TIMEOUT where it does not answer.
         """
-        page = self.io.page(self._pages[0])
+        page = self.io.page(self._pages[-1])  # the peer answers in the last ring
         self._request_id += 1
-        REQUEST.pack_into(page, 0, self._request_id, 0, 0)
+        REQUEST.pack_into(self.io.page(self._pages[0]), 0, self._request_id, 0, 0)
         self.io.notify(self._port)
         for _ in range(PATIENCE):
             if self.io.pending(self._port):
-                request_id, status = RESPONSE.unpack_from(page, 0)
+                request_id, status = RESPONSE.unpack_from(page, RESPONSE_OFFSET)
                 if request_id != self._request_id or status:
                     raise EfiError(EfiStatus.DEVICE_ERROR)
                 return
