@@ -258,7 +258,7 @@ class Xenstored:
         status = "OK"
         try:
             if platform.failures and agent != OPERATING_SYSTEM:
-                self._fail_if_armed(agent, message_type, name, text, rest)
+                self._fail_if_armed(agent, message_type, transaction_id, text, rest)
             if transaction_id and transaction_id not in self.transactions:
                 raise XenstoreError("ENOENT")
             serve = _SERVED.get(message_type)
@@ -280,8 +280,11 @@ class Xenstored:
         trace.depth = depth
         records[index] = (_XENSTORE, agent, tpl, depth, phase, name, shown, status, answer[:SHOWN_SIZE])
 
-    def _fail_if_armed(self, agent: str, message_type: int, name: str, path: str, rest: bytes) -> None:
-        """Raise the armed refusal, unless the request belongs to a device that is closing (cleanup does not fail)."""
+    def _fail_if_armed(self, agent: str, message_type: int, transaction_id: int, path: str, rest: bytes) -> None:
+        """Raise the armed refusal, unless the request is cleanup: of a device that is closing, or of a transaction.
+
+        A refused end of a transaction ends it all the same, as with real xenstored.
+        """
         platform = self._platform
         if not platform.cleanup_may_fail:
             of_any_device = message_type in (_START, _END)
@@ -289,8 +292,12 @@ class Xenstored:
                 return
             if message_type == _WRITE and path.endswith("/state") and rest not in _CONNECTING:
                 return
-        error = platform.failures.fires("XS_" + name, agent)
+            if message_type == _END and path == "F":
+                return
+        error = platform.failures.fires("XS_" + TYPE_NAMES.get(message_type, ""), agent)
         if error is not None:
+            if message_type == _END:
+                self.transactions.pop(transaction_id, None)
             raise XenstoreError(error)
 
     # ---- requests -------------------------------------------------------------------------------------------------

@@ -388,7 +388,10 @@ def test_every_armable_request_can_fail(call: str) -> None:
     assert guest.ask(kind, payload, transaction) == error
     assert [r.status for r in guest.records(Kind.INJECTED)] == [error]
     answer = guest.ask(kind, payload, transaction)
-    assert isinstance(answer, bytes), answer
+    if kind == M.TRANSACTION_END:
+        assert answer == "ENOENT", "a transaction whose end is refused is over"
+    else:
+        assert isinstance(answer, bytes), answer
 
 
 def test_cleanup_of_a_closing_device_does_not_fail() -> None:
@@ -404,6 +407,22 @@ def test_cleanup_of_a_closing_device_does_not_fail() -> None:
     assert guest.read("domid") == "EIO", "no device's node"
     guest.platform.cleanup_may_fail = True
     assert guest.write(state, 6) == "EIO"
+
+
+def test_aborting_a_transaction_does_not_fail() -> None:
+    """It is cleanup; the armed failure waits for a commit."""
+    guest = Guest("block")
+    guest.failures.arm("XS_TRANSACTION_END", 1, "EIO")
+    assert guest.end_transaction(guest.start_transaction(), commit=False) == OK
+    assert guest.end_transaction(guest.start_transaction()) == "EIO"
+
+
+def test_an_armed_failure_waits_for_its_own_request() -> None:
+    """Other requests are not touched."""
+    guest = Guest("block")
+    guest.failures.arm("XS_RM", 1, "EACCES")
+    assert guest.read("domid") == b"1"
+    assert guest.remove("data/x") == "EACCES"
 
 
 def test_a_connecting_state_write_can_fail() -> None:
