@@ -9,7 +9,7 @@ The rules, from the reference and not from the code:
   the group; a group's signal leaves the members' own signal state alone; a closed event is pending no more.
 """
 
-# ruff: noqa: D101, D102, D103, D107 - the rules above say it all
+# ruff: noqa: D102 - the rules above say it all
 
 from __future__ import annotations
 
