@@ -37,6 +37,7 @@ from reference_impl.uefi.definitions import (
     TimerDelay,
     Tpl,
 )
+from reference_impl.uefi.status import EfiStatus
 
 HEADER = "    step  phase    TPL          what happened"
 
