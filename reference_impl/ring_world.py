@@ -22,7 +22,11 @@ from reference_impl.xenbus.xenstore_client import PoolBuffers, Watch, XenStoreCl
 
 AGENT = "XenBusDxe"
 PORT = 1
-_HONEST = {MessageType.TRANSACTION_START: b"7\0", MessageType.READ: b"4", MessageType.DIRECTORY: b"vbd\0vif\0"}
+_HONEST: dict[int, bytes] = {
+    MessageType.TRANSACTION_START: b"7\0",
+    MessageType.READ: b"4",
+    MessageType.DIRECTORY: b"vbd\0vif\0",
+}
 
 
 class Peer:
@@ -62,9 +66,10 @@ def _answer(what: str, data: bytes, kind: int, request_id: int, transaction: int
     """The bytes that the peer says to one request."""
 
     def message(kind: int, request_id: int, body: bytes) -> bytes:
-        return pack(kind, request_id, transaction, body)
+        # A skewed index makes the peer read numbers that nobody sent: any 32 bits, also all of them.
+        return pack(kind & 0xFFFF_FFFF, request_id & 0xFFFF_FFFF, transaction, body)
 
-    honest = message(kind, request_id, _HONEST.get(MessageType(kind), b"OK\0"))
+    honest = message(kind, request_id, _HONEST.get(kind, b"OK\0"))
     match what:
         case "honest":
             return honest
