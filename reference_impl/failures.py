@@ -95,26 +95,24 @@ class Failures:
     """The armed failures of one world.
 
     `may_fail(call)` is the environment's word on whether a failure may fire at this moment; calls that may not fail are
-    not counted either, so "the third AllocatePool" is the third that could have failed.
+    not counted either, so "the third AllocatePool" is the third that could have failed. `armed` is empty nearly always;
+    every call looks at it first.
     """
 
-    __slots__ = ("_armed", "_trace", "may_fail")
+    __slots__ = ("_trace", "armed", "may_fail")
 
     def __init__(self, trace: Trace, may_fail: Callable[[str], bool]) -> None:
-        self._armed: dict[str, list[list[Any]]] = {}
+        self.armed: dict[str, list[list[Any]]] = {}
         self._trace = trace
         self.may_fail = may_fail
 
-    def __bool__(self) -> bool:
-        return bool(self._armed)
-
     def arm(self, call: str, nth: int, status: Any) -> None:
         """Let the `nth` call (1 is the next) of `call` from now on answer `status` without doing anything."""
-        self._armed.setdefault(call, []).append([nth, status])
+        self.armed.setdefault(call, []).append([nth, status])
 
     def fires(self, call: str, agent: str) -> Any:
-        """Count one call; the status that it must answer, or None. Callers ask only while the object is true."""
-        waiting = self._armed.get(call)
+        """Count one call; the status that it must answer, or None. Callers ask only while something is armed."""
+        waiting = self.armed.get(call)
         if waiting is None or not self.may_fail(call):
             return None
         answer = None
@@ -124,7 +122,7 @@ class Failures:
                 answer = armed[1]
         waiting[:] = [armed for armed in waiting if armed[0] > 0]
         if not waiting:
-            del self._armed[call]
+            del self.armed[call]
         if answer is not None:
             self._trace.add(Kind.INJECTED, agent, call, (), answer)
         return answer

@@ -196,7 +196,7 @@ def service(name: str, plain: Callable[..., tuple[Any, ...]] | None = None) -> C
             try:
                 if phase == _RUNTIME:
                     raise EfiError(EfiStatus.UNSUPPORTED)
-                if core.failures:
+                if core.failures.armed:
                     status = core.failures.fires(name, agent)
                     if status is not None:
                         raise EfiError(status)

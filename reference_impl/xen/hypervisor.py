@@ -125,7 +125,7 @@ def hypercall(name: str) -> Callable[[F], F]:
             records.append((_HYPERCALL, agent, tpl, depth, phase, name, arguments, None, None))
             trace.depth = depth + 1
             try:
-                if self.failures:
+                if self.failures.armed:
                     errno = self.failures.fires(name, agent)
                     if errno is not None:
                         raise HypercallError(errno)

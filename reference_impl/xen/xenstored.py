@@ -257,7 +257,7 @@ class Xenstored:
         platform = self._platform
         status = "OK"
         try:
-            if platform.failures and agent != OPERATING_SYSTEM:
+            if platform.failures.armed and agent != OPERATING_SYSTEM:
                 self._fail_if_armed(agent, message_type, transaction_id, text, rest)
             if transaction_id and transaction_id not in self.transactions:
                 raise XenstoreError("ENOENT")

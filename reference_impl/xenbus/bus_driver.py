@@ -130,7 +130,7 @@ class XenBus:
         """Connect, and make a child for each device (UEFI 2.10 §11.1)."""
         try:
             self._take()
-        except (HypercallError, XenStoreError):
+        except HypercallError:
             self._release()
             raise EfiError(EfiStatus.DEVICE_ERROR) from None
         except EfiError:

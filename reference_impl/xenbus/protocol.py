@@ -1,34 +1,19 @@
 """XENBUS_PROTOCOL: what the bus publishes on each child handle, and all that a device driver sees of Xen.
 
-Member functions answer a refusal of xenstored or the hypervisor as an EFI status, as the protocol's C form does.
+Member functions answer a refusal of xenstored (`XenStoreError`) or the hypervisor as EFI status, as its C form does.
 The two designs that need more of the bus add their members in `teardown`: see `reference_impl.xenbus.designs`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from reference_impl.uefi.status import EfiError, EfiStatus
 from reference_impl.xen.hypervisor import HypercallError
-from reference_impl.xenbus.xenstore_client import Watch, XenStoreError
+from reference_impl.xenbus.xenstore_client import Watch
 
 if TYPE_CHECKING:
     from reference_impl.xenbus.bus_driver import XenBus
-
-_STATUS = {"ENOENT": EfiStatus.NOT_FOUND, "EACCES": EfiStatus.ACCESS_DENIED, "EAGAIN": EfiStatus.NOT_READY}
-
-
-@contextmanager
-def _as_status() -> Iterator[None]:
-    try:
-        yield
-    except XenStoreError as error:
-        raise EfiError(_STATUS.get(error.name, EfiStatus.DEVICE_ERROR)) from None
-    except HypercallError:
-        raise EfiError(EfiStatus.DEVICE_ERROR) from None
-
 
 class XenBusProtocol:
     """One device on the bus.
@@ -52,48 +37,39 @@ class XenBusProtocol:
 
     def read(self, name: str, transaction: int = 0) -> str:
         """XsRead: the value of a node of the device."""
-        with _as_status():
-            return self._bus.store.read(f"{self.node}/{name}", transaction)
+        return self._bus.store.read(f"{self.node}/{name}", transaction)
 
     def read_backend(self, name: str) -> str:
         """XsBackendRead: the value of a node of the peer."""
-        with _as_status():
-            return self._bus.store.read(f"{self.backend}/{name}")
+        return self._bus.store.read(f"{self.backend}/{name}")
 
     def write(self, name: str, value: str, transaction: int = 0) -> None:
         """XsPrintf: set a node of the device."""
-        with _as_status():
-            self._bus.store.write(f"{self.node}/{name}", value, transaction)
+        self._bus.store.write(f"{self.node}/{name}", value, transaction)
 
     def remove(self, name: str) -> None:
         """XsRemove: remove a node of the device."""
-        with _as_status():
-            self._bus.store.remove(f"{self.node}/{name}")
+        self._bus.store.remove(f"{self.node}/{name}")
 
     def start_transaction(self) -> int:
         """XsTransactionStart: the transaction's id."""
-        with _as_status():
-            return self._bus.store.start_transaction()
+        return self._bus.store.start_transaction()
 
     def end_transaction(self, transaction: int, commit: bool) -> None:
         """XsTransactionEnd: EFI_NOT_READY where a conflict asks for another try."""
-        with _as_status():
-            self._bus.store.end_transaction(transaction, commit)
+        self._bus.store.end_transaction(transaction, commit)
 
     def watch_backend(self, name: str) -> Watch:
         """RegisterWatchBackend: a watch on a node of the peer."""
-        with _as_status():
-            return self._bus.store.watch(f"{self.backend}/{name}")
+        return self._bus.store.watch(f"{self.backend}/{name}")
 
     def unwatch(self, watch: Watch) -> None:
         """UnregisterWatch."""
-        with _as_status():
-            self._bus.store.unwatch(watch)
+        self._bus.store.unwatch(watch)
 
     def wait_for_watch(self, watch: Watch) -> bool:
         """WaitForWatch: whether the watch fired. Not for ExitBootServices notifications."""
-        with _as_status():
-            return self._bus.store.wait_for_watch(watch)
+        return self._bus.store.wait_for_watch(watch)
 
     def grant(self, frame: int) -> int:
         """GrantAccess: lets the peer use a page; the grant reference."""
@@ -105,13 +81,17 @@ class XenBusProtocol:
 
     def allocate_event_channel(self) -> int:
         """EventChannelAllocate: a port that the peer can bind to."""
-        with _as_status():
+        try:
             return self._bus.hypercalls.event_channel_alloc_unbound(self.backend_id)
+        except HypercallError:
+            raise EfiError(EfiStatus.DEVICE_ERROR) from None
 
     def notify(self, port: int) -> None:
         """EventChannelNotify."""
-        with _as_status():
+        try:
             self._bus.hypercalls.event_channel_send(port)
+        except HypercallError:
+            raise EfiError(EfiStatus.DEVICE_ERROR) from None
 
     def pending(self, port: int) -> bool:
         """EventChannelTestAndClear: whether the peer has notified the port since."""
@@ -119,8 +99,10 @@ class XenBusProtocol:
 
     def close_event_channel(self, port: int) -> None:
         """EventChannelClose."""
-        with _as_status():
+        try:
             self._bus.hypercalls.event_channel_close(port)
+        except HypercallError:
+            raise EfiError(EfiStatus.DEVICE_ERROR) from None
 
     def page(self, address: int) -> bytearray:
         """The bytes of a page of the machine (what a driver in C reaches through a pointer)."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, TPL_NOTIFY
-from reference_impl.uefi.status import EfiError
+from reference_impl.uefi.status import EfiError, EfiStatus
 from reference_impl.xen.hypervisor import HypercallError, Hypercalls
 from reference_impl.xen.shared_ring import RECONNECTION_FEATURE, RingError, SharedRing
 from reference_impl.xen.wire import HEADER_SIZE, PAYLOAD_MAX, MessageType, pack, unpack_header
@@ -39,11 +39,17 @@ _TRANSACTION_START, _TRANSACTION_END = int(MessageType.TRANSACTION_START), int(M
 _ERROR = int(MessageType.ERROR)
 
 
-class XenStoreError(Exception):
-    """xenstored refused a request, or the conversation broke. `name` is the protocol's error name ("ENOENT")."""
+_STATUS = {"ENOENT": EfiStatus.NOT_FOUND, "EACCES": EfiStatus.ACCESS_DENIED, "EAGAIN": EfiStatus.NOT_READY}
+
+
+class XenStoreError(EfiError):
+    """xenstored refused a request, or the conversation broke.
+
+    `name` is the error's name in the protocol ("ENOENT"), `status` what the bus protocol's C form makes of it.
+    """
 
     def __init__(self, name: str) -> None:
-        super().__init__(name)
+        super().__init__(_STATUS.get(name, EfiStatus.DEVICE_ERROR))
         self.name = name
 
 
