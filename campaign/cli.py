@@ -8,6 +8,7 @@ itself did wrong is not caught before `main`, which shows it whole (status 3).
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -54,7 +55,13 @@ _FORMAT = typer.Option(
 def main() -> NoReturn:
     """The program `ebsfuzz`."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `ebsfuzz list services | head` ends quietly
-    sys.exit(call(sys.argv[1:]))
+    status = call(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains once more
+        status = _complain(f"standard output: {error.strerror}", Exit.USAGE)
+    sys.exit(status)
 
 
 def call(arguments: list[str]) -> int:
@@ -66,8 +73,6 @@ def call(arguments: list[str]) -> int:
         return _complain(str(problem), Exit.USAGE)
     except CampaignFailure as failure:
         return _complain(str(failure), Exit.FAILED)
-    except KeyboardInterrupt:
-        return _complain("interrupted", Exit.FAILED)
     except Exception as error:
         # What Typer raises for wrong usage; its class lies elsewhere in every version.
         if getattr(error, "exit_code", None) == Exit.USAGE and hasattr(error, "format_message"):
@@ -376,7 +381,8 @@ def coverage(
     from campaign import coverage as covering
 
     measured = covering.coverage(corpora or (), html=html, xml=xml, lcov=lcov, fail_under=fail_under)
-    summary = f"{measured.scenarios} scenarios: {measured.line_percent:.1f} % of lines, {measured.branch_percent:.1f} % of branches"
+    lines, branches = f"{measured.line_percent:.1f} % of lines", f"{measured.branch_percent:.1f} % of branches"
+    summary = f"{measured.scenarios} scenarios: {lines}, {branches}"
     for_people = sys.stderr if output_format is Format.JSON else sys.stdout
     print(measured.report, file=for_people)
     print(summary, file=for_people)

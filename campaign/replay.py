@@ -44,14 +44,12 @@ class Replayed(NamedTuple):
 def replay(paths: Iterable[str | Path], run: Callable[[Scenario], Verdict] = run_and_judge) -> Iterator[Replayed]:
     """Run the scenarios at `paths` again, one after the other, each once.
 
-    Raises InputError, with one line that names the path, for what is missing or cannot be read; before anything runs
-    where it is missing or no scenario by its name.
+    Raises InputError, with one line that names the path, for what is missing or cannot be read, before anything runs.
     """
     found = [place for path in paths for place in scenarios_at(Path(path))]
-    for path in found:
-        recorded = read_verdict(path) if is_reproducer(path) else None
+    read = [(path, read_verdict(path) if is_reproducer(path) else None, read_scenario(path)) for path in found]
+    for path, recorded, scenario in read:
         signature = recorded.signature if recorded else ""
-        scenario = read_scenario(path)
         trace, findings = TARGETS[recorded.target].run(scenario) if recorded and recorded.target else run(scenario)
         if signature:
             verdict = FAILED if any(finding.signature == signature for finding in findings) else FIXED

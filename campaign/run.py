@@ -357,6 +357,8 @@ class Campaign:
             assert self._triage is not None
             self._triage.add(found)
         for running in list(self._running):
+            if running not in self._running:
+                continue  # one that failed has just taken all of them along
             running.executions = self._collector.executions(running.folder)
             if running.poll():
                 self._running.remove(running)
@@ -442,6 +444,7 @@ class Campaign:
             triage.join(LOOK_S)
 
         triage.finish(wait)
+        self._report(self._progress())
 
     def _progress(self) -> Progress:
         now = time.monotonic() - self._began
