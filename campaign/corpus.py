@@ -3,8 +3,8 @@
 `make_starting_corpus` writes `<target>/seeds/*.yaml`. The same code gives the same files, byte for byte:
 
 1. basics by hand: for each world the few scenarios that anybody would try first;
-2. generated ones from a fixed seed, the shortest first, each kept only where its trace has a feature
-   (`fuzz_targets.guidance`) that no earlier one has. A scenario that adds nothing only slows a fuzzer down.
+2. of many generated ones (from a fixed seed) those whose traces together have the most features
+   (`fuzz_targets.guidance`). A scenario that adds nothing only slows a fuzzer down.
 
 Made again with `scripts/corpus`, after every change of the scenario language, the worlds or the features.
 """
@@ -14,33 +14,44 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 from fuzz_targets import codec, scenario_yaml
 from fuzz_targets.generator import generate
-from fuzz_targets.guidance import Features
+from fuzz_targets.guidance import Features, feature
 from fuzz_targets.harness import run_and_judge
 from fuzz_targets.registry import TARGETS, Target
+from reference_impl.faulty import FAULTS
 from reference_impl.scenario import DESIGNS, DEVICE_KINDS, ORDER_FIFO, Scenario, operation, scenario
 
+CHECKOUT = Path(__file__).resolve().parent.parent
+
 SEED = 20240501
-CANDIDATES = 1500  # generated for each target
-SEEDS_MAX = 120  # files for each target
+CANDIDATES = {"platform": 2000, "core": 20000, "ring": 4000}  # generated for each target, by its world
+SEEDS_MAX = {"platform": 120, "core": 240, "ring": 120}  # of them kept
 
 _CONNECT, _EXIT, _STALE = operation("connect"), operation("exit"), operation("exit", map_key="stale")
 
 
 def make_starting_corpus(
-    folder: Path, targets: Iterable[str] = tuple(TARGETS), *, candidates: int = CANDIDATES, seeds_max: int = SEEDS_MAX
+    folder: Path, targets: Iterable[str] = tuple(TARGETS), *, candidates: int = 0, seeds_max: int = 0
 ) -> dict[str, int]:
     """Write `folder/<target>/seeds/` for each target anew, and give the number of files for each.
+
+    candidates  how many are generated for each target; 0 for as many as `CANDIDATES` says
+    seeds_max   how many of them are kept at most; 0 for as many as `SEEDS_MAX` says
 
     A target's earlier seeds are replaced as a whole. Raises OSError where they cannot be written.
     """
     counts = {}
     for name in targets:
-        chosen = list(starting_scenarios(TARGETS[name], candidates, seeds_max))
+        target = TARGETS[name]
+        chosen = list(
+            starting_scenarios(target, candidates or CANDIDATES[target.world], seeds_max or SEEDS_MAX[target.world])
+        )
         place = folder / name / "seeds"
         new = place.with_name(f".seeds.new-{os.getpid()}")
         shutil.rmtree(new, ignore_errors=True)
@@ -63,21 +74,57 @@ def starting_scenarios(target: Target, candidates: int, seeds_max: int) -> Itera
     seen: set[int] = set()
     basics = list(basic_scenarios(target))
     for title, basic in basics:
-        seen |= features.of(run_and_judge(basic).trace)
-        yield title, basic
-    random = Random(f"{SEED} {target.name}")
-    generated = [generate(random, target, target.designs[index % len(target.designs)]) for index in range(candidates)]
-    # By length in bytes: what a short scenario shows needs no long one. The bytes themselves decide between equals.
-    generated.sort(key=lambda made: (len(codec.encode(made)), codec.encode(made)))
-    number = 0
-    for made in generated:
-        if number + len(basics) >= seeds_max:
-            return
-        found = features.of(run_and_judge(made).trace)
+        found = features.of(run_and_judge(basic).trace)
         if not found <= seen:
             seen |= found
-            number += 1
-            yield f"generated-{number:03}", made
+            yield title, basic
+    if target is not _first_of_its_profile(target):
+        return
+    random = Random(f"{SEED} {target.name}")
+    # Half of them have a seeded fault, where there are any: much of the operating system and of the oracles runs only
+    # where something went wrong. A run of the fuzzer puts its own design and fault in their place.
+    faults = list(FAULTS) if target.world == "platform" else []
+    generated = [
+        generate(random, target, random.choice(target.designs), random.choice(faults) if faults and index % 2 else "")
+        for index in range(candidates)
+    ]
+    # By length in bytes: what a short scenario shows needs no long one. The bytes themselves decide between equals.
+    generated.sort(key=lambda made: (len(codec.encode(made)), codec.encode(made)))
+    shown = [features.of(run_and_judge(made).trace) | _features_of_a_peer(made) for made in generated]
+    for number, index in enumerate(sorted(_cover(shown, seen, seeds_max)), 1):
+        yield f"generated-{number:03}", generated[index]
+
+
+def _features_of_a_peer(made: Scenario) -> set[int]:
+    """In the ring world, what is asked and answered next to each other: a peer's bytes are not in the trace."""
+    if made.world != "ring":
+        return set()
+    steps = [(step.kind, step.arguments[0]) for step in made.operations]
+    return {feature("peer", *pair) for pair in pairwise(steps)}
+
+
+def _cover(shown: list[set[int]], seen: set[int], count_max: int) -> list[int]:
+    """Which sets to keep so that as much as possible is shown: always the one that adds most, the first among equals.
+
+    What a set adds only ever gets less. So the heap need not be kept right, only checked at its top.
+    """
+    heap = [(-len(found - seen), index) for index, found in enumerate(shown)]
+    heapify(heap)
+    kept: list[int] = []
+    while heap and len(kept) < count_max:
+        _, index = heappop(heap)
+        entry = (-len(shown[index] - seen), index)
+        if heap and entry > heap[0]:
+            heappush(heap, entry)
+        elif entry[0]:
+            kept.append(index)
+            seen = seen | shown[index]
+    return kept
+
+
+def _first_of_its_profile(target: Target) -> Target:
+    """Targets that share a profile share what is generated: `smoke` and `canary` need no copies of it."""
+    return next(other for other in TARGETS.values() if other.profile is target.profile)
 
 
 def basic_scenarios(target: Target) -> Iterator[tuple[str, Scenario]]:
@@ -85,6 +132,7 @@ def basic_scenarios(target: Target) -> Iterator[tuple[str, Scenario]]:
     if target.world == "platform":
         for design in target.designs:
             yield from _platform_basics(design)
+            yield from _fault_basics(design)
     elif target.world == "core":
         services = [operation("call", service=name) for name in ("CreateEvent", "AllocatePool", "RaiseTPL")]
         yield "calls-and-exit", scenario(world="core", operations=(*services, _EXIT))
@@ -96,6 +144,23 @@ def basic_scenarios(target: Target) -> Iterator[tuple[str, Scenario]]:
         for what in answers:
             steps = (operation("answer", what=what), operation("ask"))
             yield f"answer-{what}", scenario(world="ring", operations=steps)
+
+
+def _fault_basics(design: str) -> Iterator[tuple[str, Scenario]]:
+    """Each seeded fault, in the shortest scenarios in which most of them show."""
+    devices = ("block", "network")
+    for fault in FAULTS:
+        for title, steps in (
+            ("exit", (_CONNECT, _EXIT)),
+            (
+                "restart",
+                (operation("fail", nth=3), _CONNECT, _CONNECT, operation("disconnect", child="child-0"), _EXIT),
+            ),
+        ):
+            yield (
+                f"{design}-fault-{fault}-{title}",
+                scenario(design=design, fault=fault, devices=devices, operations=steps),
+            )
 
 
 def _platform_basics(design: str) -> Iterator[tuple[str, Scenario]]:
