@@ -7,6 +7,7 @@ itself did wrong is not caught before `main`, which shows it whole (status 3).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -83,6 +84,8 @@ def call(arguments: list[str]) -> int:
 
         if isinstance(error, InputError):
             return _complain(str(error), Exit.USAGE)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _complain(f"{error.filename or 'standard output'}: {error.strerror}", Exit.USAGE)
         traceback.print_exc()
         return _complain(f"ebsfuzz itself failed: {type(error).__name__}: {error}", Exit.FAILED)
 
