@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.handle_database import ALL_HANDLES, BY_PROTOCOL, BY_REGISTER_NOTIFY, RefusalWithValue
@@ -23,10 +23,13 @@ P1, P2, P3 = PROTOCOLS = tuple(f"00000000-0000-0000-0000-00000000000{number}" fo
 BY_HANDLE, GET, TEST, CHILD, DRIVER, EXCLUSIVE = 1, 2, 4, 8, 16, 32
 SHARED = (BY_HANDLE, GET, TEST)
 BOGUS = 0x1234
+MAX_HANDLES = 4
+NOTHING = 99
 
 protocols = st.sampled_from(PROTOCOLS)
 interfaces = st.sampled_from((0x1001, 0x1002))
-picks = st.integers(0, 7)
+picks = st.sampled_from((0, 1, 0, 1, 2, 3, NOTHING))
+mostly = st.sampled_from((True, True, True, False))
 pairs = st.lists(st.tuples(protocols, interfaces), max_size=4)
 attribute_values = st.sampled_from((BY_HANDLE, GET, TEST, CHILD, DRIVER, EXCLUSIVE, DRIVER | EXCLUSIVE, 3, 0x40))
 
@@ -215,8 +218,14 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
 
     def pick(self, index: int) -> int:
         """One of the handles, or something that is none."""
-        known = [*self.model.handles, BOGUS]
-        return known[index % len(known)]
+        known = list(self.model.handles)
+        return known[index % len(known)] if known and index != NOTHING else BOGUS
+
+    def there(self, index: int, protocol: str, interface: int, right: bool) -> tuple[int, str, int]:
+        """A handle, a protocol and an interface; where `right`, ones that are there, as far as that can be."""
+        handle = self.pick(index)
+        found = self.model.find(handle, protocol) or next(iter(self.model.handles.get(handle, ())), None)
+        return (handle, found[0], found[1]) if right and found else (handle, protocol, interface)
 
     def both(self, service: Any, arguments: tuple[Any, ...], modelled: Any, modelled_arguments: Any = None) -> Any:
         """Call the service and the model; both give the same value, or refuse alike."""
@@ -235,6 +244,13 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
         assert (status, value) == (refused, expected)
         return value
 
+    @initialize()
+    def begin(self) -> None:
+        """Two handles with all protocols and a registration, so that there is something to do from the start."""
+        for _ in range(2):
+            self.install_multiple(True, 0, [(protocol, 0x1001) for protocol in PROTOCOLS])
+        self.register(P1)
+
     def next_handle(self) -> int:
         """The number that a new handle will have: they only ever rise."""
         return self.core.handles._next_handle
@@ -242,7 +258,7 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
     @rule(new=st.booleans(), index=picks, protocol=protocols, interface=interfaces)
     def install(self, new: bool, index: int, protocol: str, interface: int) -> None:
         """Install on a new handle or on one that is there."""
-        handle = 0 if new and len(self.model.handles) < 6 else self.pick(index)
+        handle = 0 if new and len(self.model.handles) < MAX_HANDLES else self.pick(index)
         self.both(
             self.services.install_protocol_interface,
             (handle, protocol, 0, interface),
@@ -253,7 +269,7 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
     @rule(new=st.booleans(), index=picks, wanted=pairs)
     def install_multiple(self, new: bool, index: int, wanted: list[tuple[str, int]]) -> None:
         """Install several, or none."""
-        handle = 0 if new and len(self.model.handles) < 6 else self.pick(index)
+        handle = 0 if new and len(self.model.handles) < MAX_HANDLES else self.pick(index)
         made = self.next_handle()
 
         def modelled() -> int:
@@ -269,13 +285,13 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
 
         self.both(self.services.install_multiple_protocol_interfaces, (handle, *wanted), modelled, ())
 
-    @rule(index=picks, protocol=protocols, interface=interfaces)
-    def uninstall(self, index: int, protocol: str, interface: int) -> None:
+    @rule(index=picks, protocol=protocols, interface=interfaces, right=mostly)
+    def uninstall(self, index: int, protocol: str, interface: int, right: bool) -> None:
         """Uninstall."""
-        arguments = (self.pick(index), protocol, interface)
+        arguments = self.there(index, protocol, interface, right)
         self.both(self.services.uninstall_protocol_interface, arguments, self.model.uninstall)
 
-    @rule(index=picks, wanted=pairs, right=st.booleans())
+    @rule(index=picks, wanted=pairs, right=mostly)
     def uninstall_multiple(self, index: int, wanted: list[tuple[str, int]], right: bool) -> None:
         """Uninstall several, often with the right interfaces; those before a refused one come back."""
         handle = self.pick(index)
@@ -295,16 +311,17 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
 
         self.both(self.services.uninstall_multiple_protocol_interfaces, (handle, *wanted), modelled, ())
 
-    @rule(index=picks, protocol=protocols, interface=interfaces, new_interface=interfaces)
-    def reinstall(self, index: int, protocol: str, interface: int, new_interface: int) -> None:
+    @rule(index=picks, protocol=protocols, interface=interfaces, new_interface=interfaces, right=mostly)
+    def reinstall(self, index: int, protocol: str, interface: int, new_interface: int, right: bool) -> None:
         """Exchange an interface."""
-        arguments = (self.pick(index), protocol, interface, new_interface)
+        arguments = (*self.there(index, protocol, interface, right), new_interface)
         self.both(self.services.reinstall_protocol_interface, arguments, self.model.reinstall)
 
     @rule(index=picks, protocol=protocols, agent=picks, controller=picks, attributes=attribute_values)
     def open(self, index: int, protocol: str, agent: int, controller: int, attributes: int) -> None:
         """Open in any way. Children are younger than their parents, since a circle would be connected for ever."""
-        handle, its_controller = self.pick(index), self.pick(controller)
+        handle, protocol, _ = self.there(index, protocol, 0, right=True)
+        its_controller = self.pick(controller)
         if attributes == CHILD and its_controller < handle:
             handle, its_controller = its_controller, handle
         arguments = (handle, protocol, self.pick(agent), its_controller, attributes)
@@ -313,8 +330,32 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
     @rule(index=picks, protocol=protocols, null_agent=st.booleans(), agent=picks, attributes=attribute_values)
     def open_for_nobody(self, index: int, protocol: str, null_agent: bool, agent: int, attributes: int) -> None:
         """Open without a controller, perhaps without an agent."""
-        arguments = (self.pick(index), protocol, 0 if null_agent else self.pick(agent), 0, attributes)
+        handle, protocol, _ = self.there(index, protocol, 0, right=True)
+        arguments = (handle, protocol, 0 if null_agent else self.pick(agent), 0, attributes)
         self.both(self.services.open_protocol, arguments, self.model.open)
+
+    def opens(self) -> list[tuple[int, str, int, int, int]]:
+        """All opens that there are."""
+        return [
+            (handle, found[0], *one[:3])
+            for handle, there in self.model.handles.items()
+            for found in there
+            for one in found[2]
+        ]
+
+    @precondition(opens)
+    @rule(index=st.integers(0, 9))
+    def open_again(self, index: int) -> None:
+        """Open once more in exactly the same way."""
+        opens = self.opens()
+        self.both(self.services.open_protocol, opens[index % len(opens)], self.model.open)
+
+    @precondition(opens)
+    @rule(index=st.integers(0, 9))
+    def close_one(self, index: int) -> None:
+        """Close what is open."""
+        opens = self.opens()
+        self.both(self.services.close_protocol, opens[index % len(opens)][:4], self.model.close)
 
     @rule(index=picks, protocol=protocols, agent=picks, controller=picks, null=st.booleans())
     def close(self, index: int, protocol: str, agent: int, controller: int, null: bool) -> None:
@@ -412,4 +453,4 @@ class HandleDatabaseMachine(RuleBasedStateMachine):
 
 
 TestHandleDatabase = HandleDatabaseMachine.TestCase
-TestHandleDatabase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHandleDatabase.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
