@@ -126,12 +126,11 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
         totals = json.loads(totals_file.read_text(encoding="utf-8"))["totals"]
     lines = _percent(totals["covered_lines"], totals["num_statements"])
     branches = _percent(totals["covered_branches"], totals["num_branches"])
-    summary = f"{count} scenarios: {lines:.1f} % of lines, {branches:.1f} % of branches"
     return {
         "scenarios": count,
         "line_percent": lines,
         "branch_percent": branches,
-        "report": f"{table.getvalue()}\n{summary}\n",
+        "report": table.getvalue(),
     }
 
 

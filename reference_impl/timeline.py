@@ -120,7 +120,8 @@ def _service(record: Record) -> str:
 def _core_memory(record: Record) -> str:
     what, size_bytes = record.arguments
     amount = f"allocates {size_bytes} bytes at" if what == "allocate" else "frees"
-    return f"core, in {record.name} of {record.agent}: {amount} {_value('address', record.value)}"
+    caller = f", in {record.name} of {record.agent}" if record.name else ""  # none while the machine is set up
+    return f"core{caller}: {amount} {_value('address', record.value)}"
 
 
 def _entry(record: Record) -> str:
@@ -142,7 +143,7 @@ def _hypercall(record: Record) -> str:
 
 
 def _xenstore(record: Record) -> str:
-    return f"{record.agent}: {record.name}({_arguments((), record.arguments)}){_answer(record)}"
+    return f"xenstored, for {record.agent}: {record.name}({_arguments((), record.arguments)}){_answer(record)}"
 
 
 def _connection(record: Record) -> str:

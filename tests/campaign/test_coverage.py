@@ -44,8 +44,7 @@ def test_a_corpus_that_does_more_covers_more(tmp_path, monkeypatch):
     assert "reference_impl/world.py" in more.report
     assert "oracles/memory_services.py" in more.report
     assert "campaign" not in more.report
-    summary = f"2 scenarios: {more.line_percent:.1f} % of lines, {more.branch_percent:.1f} % of branches"
-    assert more.report.splitlines()[-1] == summary
+    assert more.report.splitlines()[-1].startswith("TOTAL")
     assert (tmp_path / "pages" / "html" / "index.html").is_file()
     assert float(ElementTree.parse(tmp_path / "pages" / "c.xml").getroot().attrib["branch-rate"]) > 0.2
     assert "BRDA:" in (tmp_path / "c.lcov").read_text()

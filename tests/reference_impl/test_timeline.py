@@ -114,6 +114,7 @@ PHRASES = [
         record(Kind.CORE_MEMORY, "Drv", "CloseEvent", ("free", 0), None, 0x9000),
         "core, in CloseEvent of Drv: frees 0x9000",
     ),
+    (record(Kind.CORE_MEMORY, "", "", ("allocate", 72), None, 0x180), "core: allocates 72 bytes at 0x180"),
     (
         record(Kind.ENTRY, "Drv", "Notify", (0x77, guids.EVENT_GROUP_EXIT_BOOT_SERVICES)),
         "Drv enters Notify(event=0x77, group=EVENT_GROUP_EXIT_BOOT_SERVICES)",
@@ -135,12 +136,12 @@ PHRASES = [
     (record(Kind.HYPERCALL, "Drv", "EVTCHNOP_close", (9,), -99), "Drv: hypercall EVTCHNOP_close(port=9) = -99"),
     (record(Kind.HYPERCALL, "Drv", "EVTCHNOP_send", (9,)), "Drv: hypercall EVTCHNOP_send(port=9)"),
     (
-        record(Kind.XENSTORE, "xenstored", "WRITE", ("device/vbd/0/state", b"4"), "OK", b""),
-        "xenstored: WRITE(device/vbd/0/state, '4') = OK → ''",
+        record(Kind.XENSTORE, "Drv", "WRITE", ("device/vbd/0/state", b"4"), "OK", b""),
+        "xenstored, for Drv: WRITE(device/vbd/0/state, '4') = OK → ''",
     ),
     (
-        record(Kind.XENSTORE, "xenstored", "READ", ("x" * 80, b"y" * 80, ""), "ENOENT"),
-        f"xenstored: READ({'x' * 60}…, '{'y' * 60}'…, \"\") = ENOENT",
+        record(Kind.XENSTORE, "Drv", "READ", ("x" * 80, b"y" * 80, ""), "ENOENT"),
+        f"xenstored, for Drv: READ({'x' * 60}…, '{'y' * 60}'…, \"\") = ENOENT",
     ),
     (record(Kind.CONNECTION, "Bus", "ring", (2,)), "Bus takes the ring into use, generation 2"),
     (record(Kind.RESET, "Bus", "ring", (2,), None, "reconnect"), "Bus resets the ring, generation 2, by: reconnect"),
