@@ -143,6 +143,7 @@ SERVICES: dict[str, Service] = {
     "CreateEvent": Service("create_event", ("event-type", "tpl", "function", "context"), "event", True),
     "CreateEventEx": Service("create_event_ex", ("event-type", "tpl", "function", "context", "group"), "event", True),
     "CloseEvent": Service("close_event", ("event",)),
+    "InstallConfigurationTable": Service("install_configuration_table", ("group", "address")),
     "SignalEvent": Service("signal_event", ("event",)),
     "WaitForEvent": Service("wait_for_event", ("events",), "", True),
     "CheckEvent": Service("check_event", ("event",)),
@@ -195,6 +196,7 @@ def check_invariants(core: Core, images: Sequence[LoadedImage]) -> None:
     records = len(database.handles) + len(instances) + sum(len(instance.opens) for instance in instances)
     records += len(database.entries) + len(database.registrations) + len(core.events.live())
     records += sum(1 for image in images if image.address) + memory.oem_type_count()
+    records += core.configuration_tables.buffer_count
     held = memory.live_count("DxeCore") - 1  # but for the interface of its own image
     assert held == records, f"the core holds {held} buffers for {records} records"
 

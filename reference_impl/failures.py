@@ -51,6 +51,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "LoadImage": (_S.OUT_OF_RESOURCES,),
     "StartImage": (_S.INVALID_PARAMETER,),
     "UnloadImage": (_S.UNSUPPORTED,),
+    "InstallConfigurationTable": (_S.OUT_OF_RESOURCES,),
     "ExitBootServices": (_S.INVALID_PARAMETER,),
     # Hypercalls: negative errno as Xen answers it.
     "HVMOP_get_param": (-22, -3),

@@ -45,6 +45,11 @@ class ConfigurationTables:
             self.tables[guid] = table
         self.core.events.signal_group(guid)
 
+    @property
+    def buffer_count(self) -> int:
+        """How many buffers of the core hold the array: none before the first table."""
+        return 1 if self._allocation else 0
+
     def _grow(self) -> None:
         capacity = self._capacity + ENTRIES_PER_GROWTH
         allocation = self.core.allocate(capacity * ENTRY_SIZE_BYTES)
