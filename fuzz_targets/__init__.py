@@ -1,0 +1,1 @@
+"""Bytes in: codec, generator, mutator, guidance, and the targets that atheris runs."""

@@ -25,7 +25,6 @@ What deliberately lives elsewhere: judging (`oracles`), and recording a boot ser
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -33,28 +32,52 @@ RecordTuple = tuple[int, str, int, int, int, str, tuple[Any, ...], Any, Any]
 
 
 class Kind(IntEnum):
-    """What a record tells. The comment gives name, arguments, status, value."""
+    """What a record tells.
 
-    OPERATION = (
-        0  # the scenario's next operation: its name, its arguments, None, the reason why it was skipped, or the refusal that ended it, index
-    )
-    SERVICE = 1  # boot service: "AllocatePool", arguments as called, EfiStatus, what it returned
-    CORE_MEMORY = 2  # the core itself, inside a service: name of the outermost service called by `agent`, ("allocate"|"free", bytes)
-    ENTRY = 3  # driver code entered: "Supported" | "Start" | "Stop" | "Unload" | "Notify" | "ExitCallback", its arguments, EfiStatus
-    INJECTED = 4  # an armed failure fires: name of the call, (n,), the status that it will answer
-    HYPERCALL = 5  # "EVTCHNOP_send", arguments as called, 0 or a negative errno, what it returned
-    XENSTORE = 6  # xenstored answers one request: "READ" …, (path, payload …), "OK" or the error's name, the answer
-    CONNECTION = 7  # a connection resource is taken into use: "ring" | "grant-table", (generation,)
-    RESET = 8  # a connection resource is reset: "ring" | "grant-table", (generation,), None, the means
-    REFERENCE = 9  # reference count of a bus: "AddReference" | "RemoveReference", arguments, None, the count afterwards
-    GRANT = 10  # grant entry: "grant" | "end" | "map" | "unmap", (reference, frame …), "OK" or the refusal
-    XENBUS_STATE = 11  # a device's `state` node: agent "frontend" | "backend", name "device/vbd/0", (old, new)
-    MAP_KEY = 12  # the memory map key moved: "bump", (old, new)
-    EXIT = 13  # a step of ExitBootServices: "attempt" | "before-group" | "timers-off" | "key-check" | "failed-group" | "exit-group" | "runtime"
-    MEMORY = 14  # misuse that the memory model saw: "use-after-free" | "double-free" | "foreign-free", (address, owner)
-    TAKE_OVER = 15  # one step of the operating system: "memory-map" | "store" | "grant-table" | "event-channel" | device path, (…), "OK" or what is in the way, agent responsible
-    DRIVER_STATE = 17  # a variable in which a driver keeps its own state takes a value that it never had: its name, (), None, the value
-    STUCK = 16  # the run ended because nothing moves on: "step-budget" | "no-progress" | "nesting", (in which call,)
+    kind           name; arguments; status; value
+    OPERATION      the scenario's next operation; its arguments; None, why it was skipped, or its refusal; its index
+    SERVICE        a boot service, "AllocatePool"; as called; EfiStatus; what it returned
+    CORE_MEMORY    the core itself allocates or frees, inside the service `name` that `agent` called;
+                   ("allocate" or "free", bytes)
+    ENTRY          driver code is entered: "Supported", "Start", "Stop", "Unload", "Notify", "ExitCallback" …;
+                   its arguments; EfiStatus
+    INJECTED       an armed failure fires, name of the call; (); the status that it will answer
+    HYPERCALL      "EVTCHNOP_send"; as called; 0 or a negative errno; what it returned
+    XENSTORE       xenstored answers a request, "READ"; (path, payload); "OK" or the error's name; the answer
+    CONNECTION     "ring" or "grant-table" is taken into use; (generation,)
+    RESET          "ring" or "grant-table" is reset; (generation,); None; by what means
+    REFERENCE      "AddReference" or "RemoveReference"; arguments; None; the count afterwards
+    GRANT          "grant", "end", "map" or "unmap"; (reference, frame …); "OK" or the refusal
+    XENBUS_STATE   `agent` is "frontend" or "backend"; name is the device, "device/vbd/0"; (old, new)
+    MAP_KEY        the memory map key moves, "bump"; (old, new)
+    EXIT           a step of ExitBootServices: "attempt", "before-group", "timers-off", "key-check", "failed-group",
+                   "exit-group", "runtime"
+    MEMORY         misuse that the memory model saw: "use-after-free", "double-free", "foreign-free"; (address, owner)
+    TAKE_OVER      a step of the operating system: "memory-map", "store", "grant-table", "event-channel", or a device;
+                   details; "OK" or what is in the way; the agent responsible
+    STUCK          the run ends because nothing moves on: "step-budget", "no-progress" or "nesting"; (in which call,)
+    DRIVER_STATE   a variable in which a driver keeps its state takes a value that it never had: its name; (); None;
+                   the value
+    """
+
+    OPERATION = 0
+    SERVICE = 1
+    CORE_MEMORY = 2
+    ENTRY = 3
+    INJECTED = 4
+    HYPERCALL = 5
+    XENSTORE = 6
+    CONNECTION = 7
+    RESET = 8
+    REFERENCE = 9
+    GRANT = 10
+    XENBUS_STATE = 11
+    MAP_KEY = 12
+    EXIT = 13
+    MEMORY = 14
+    TAKE_OVER = 15
+    STUCK = 16
+    DRIVER_STATE = 17
 
 
 class Phase(IntEnum):

@@ -15,6 +15,7 @@ from reference_impl.xenbus.xenstore_client import Watch
 if TYPE_CHECKING:
     from reference_impl.xenbus.bus_driver import XenBus
 
+
 class XenBusProtocol:
     """One device on the bus.
 

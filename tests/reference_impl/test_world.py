@@ -53,7 +53,9 @@ def test_after_an_attempt_only_memory_time_and_a_retry_come():
 def test_nothing_comes_after_a_successful_exit():
     """The operating system owns the machine: even a second exit is skipped."""
     trace = run(platform("reference-count", EXIT, EXIT, operation("time")))
-    assert [record.status for record in records(trace, Kind.OPERATION)] == [None] + 2 * ["the operating system owns the machine"]
+    assert [record.status for record in records(trace, Kind.OPERATION)] == [None] + 2 * [
+        "the operating system owns the machine"
+    ]
 
 
 @pytest.mark.parametrize(
