@@ -35,9 +35,11 @@ INSTRUMENTED: tuple[str, ...] = ("reference_impl.xenbus.designs", "reference_imp
 
 DEFAULT_ARGUMENTS = ("-len_control=0", "-max_len=4096")
 
-# A world is full of cycles (the core knows its services, they know the core), so something has to collect them. Young
-# collections after every 700 allocations find nothing but the world that runs just now; one for many worlds finds all.
-RUNS_PER_COLLECTION = 64
+# A world is full of cycles (the core knows its services, they know the core), so something has to collect it. Collections
+# at Python's own times find nothing but the world that runs just now. Collecting every eighth world cost least of 1 to
+# 256: fewer look at the same objects again and again, more have left the processor's caches. Records hang on no cycle
+# once they are out of the trace, and they are most of what there is.
+RUNS_PER_COLLECTION = 8
 
 _RUNS_BEFORE_FEEDBACK = 200
 
@@ -72,8 +74,8 @@ def fuzz(
 
     design, fault  what every scenario gets, whatever its bytes say. None: what the bytes say.
     arguments      of libFuzzer, without the program's name; they win over the target's and the engine's own
-    on_verdict     called after every run with the scenario, its bytes and its verdict. What it raises ends the process
-                   as a crash (exit status 77).
+    on_verdict     called after every run with the scenario, its bytes and its verdict, whose trace is emptied when it
+                   returns. What it raises ends the process as a crash (exit status 77).
     instrument     False: unguided, as with EBSFUZZ_INSTRUMENT=none
 
     Raises EngineMissing before anything has run.
@@ -109,6 +111,7 @@ class Run:
             instrument_code(atheris, self.mutator.fault != "")
             if os.environ.get("EBSFUZZ_GUIDANCE") != "none":
                 self._guidance = Guidance(atheris._reserve_counter)
+                self.mutator.archive = self._guidance.archive
         program, *given = command
         names = {argument.partition("=")[0] for argument in given}
         own = (*DEFAULT_ARGUMENTS, *self.target.arguments)
@@ -138,10 +141,11 @@ class Run:
         self.executions += 1
         if self._guidance is not None:
             # Looked up anew: atheris replaces the function when fuzzing begins.
-            self._guidance.feed(verdict.trace, self._atheris._trace_branch)
+            self._guidance.feed(data, verdict.trace, self._atheris._trace_branch)
             if self.executions == _RUNS_BEFORE_FEEDBACK and not self._guidance.distinct:
                 raise BlindError(f"no feedback in the first {self.executions} runs")
         self.on_verdict(data, scenario, verdict)
+        verdict.trace.records.clear()
         if self.executions % RUNS_PER_COLLECTION == 0:
             gc.collect()
 

@@ -207,7 +207,11 @@ class Swarm:
 
 def random_operation(rng: Random, kind: str) -> Operation:
     """An operation of this kind, its fields filled independently, simple values preferred."""
-    return Operation(kind, tuple(random_value(rng, kind, field) for field in OPERATIONS[kind].fields))
+    fields = OPERATIONS[kind].fields
+    # The bus and all of it, half of the time: one child restarts a device, the bus restarts everything.
+    if kind in ("connect", "disconnect") and rng.random() < 0.5:
+        return operation(kind)
+    return Operation(kind, tuple(random_value(rng, kind, field) for field in fields))
 
 
 def random_value(rng: Random, kind: str, field: Field) -> Any:
@@ -220,8 +224,6 @@ def random_value(rng: Random, kind: str, field: Field) -> Any:
         return _selector(rng)
     if kind == "exit":
         return field.values[0 if rng.random() < 0.75 else 1]
-    if kind == "connect" and field.name != "controller":
-        return field.values[0] if rng.random() < 0.7 else rng.choice(field.values)
     values = field.values
     # Devices and children count from nought, and there are seldom more than two: the first few are the ones that exist.
     if len(values) > 4 and rng.random() < 0.7:

@@ -21,20 +21,28 @@ they do, one of them is not noticed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 from zlib import crc32
 
-from reference_impl.trace import Kind, RecordTuple, Trace
+from reference_impl.trace import Kind, Phase, RecordTuple, Trace
 
 SIZE_BITS = 15
 SIZE = 1 << SIZE_BITS
 _MASK = SIZE - 1
 _CACHE_MAX = 1 << 16
 
-_ENTRY, _INJECTED, _OPERATION = int(Kind.ENTRY), int(Kind.INJECTED), int(Kind.OPERATION)
+_ENTRY, _INJECTED = int(Kind.ENTRY), int(Kind.INJECTED)
 _EXIT, _MAP_KEY = int(Kind.EXIT), int(Kind.MAP_KEY)
 _STATES = frozenset((int(Kind.REFERENCE), int(Kind.XENBUS_STATE), int(Kind.DRIVER_STATE)))
-_SPECIAL = _STATES | {_ENTRY, _INJECTED, _OPERATION, _EXIT, _MAP_KEY}
+_SPECIAL = _STATES | {_ENTRY, _INJECTED, _EXIT, _MAP_KEY}
+_BOOT = int(Phase.BOOT)
+
+# What the scenario says anyway, and what follows from the service around it.
+_SILENT = frozenset((int(Kind.OPERATION), int(Kind.CORE_MEMORY)))
+# Calls: before the exit only those that fail are news. Which ones succeed is what the code does when nothing is wrong.
+_CALLS = frozenset((int(Kind.SERVICE), int(Kind.HYPERCALL), int(Kind.XENSTORE), int(Kind.GRANT)))
+_FINE = (0, None, "OK")
 
 _NOTIFICATION = "Notify"
 
@@ -44,20 +52,32 @@ def feature(*what: object) -> int:
     return crc32(repr(what).encode()) & _MASK
 
 
+class _Contexts(dict[tuple[str, bool], int]):
+    """(entry point, whether it succeeds) → a number to tell the records inside from the same ones elsewhere."""
+
+    def __missing__(self, key: tuple[str, bool]) -> int:
+        self[key] = number = crc32(f"{key[0]}|{key[1]:d}".encode())
+        return number
+
+
 class Features:
     """Turns traces into features. Keeps nothing between runs but a cache of numbers."""
 
-    __slots__ = ("_codes", "_numbers")
+    __slots__ = ("_codes", "_contexts", "_numbers", "groups")
 
     def __init__(self) -> None:
         # (kind, agent, phase, name, status) of a record → its number; negative where it has a feature of its own.
         self._codes: dict[tuple[int, str, int, str, object], int] = {}
         self._numbers: dict[tuple[object, ...], int] = {}
+        self._contexts = _Contexts()
+        # What sort of state a feature is, for those that are one.
+        self.groups: dict[int, object] = {}
 
     def of(self, trace: Trace) -> set[int]:
         """The features of one run."""
         codes = self._codes
-        last: dict[str, int] = {}
+        contexts = self._contexts
+        around: dict[str, int] = {}
         found: set[int] = set()
         special: list[int] = []
         for index, (kind, agent, _, _, phase, name, _, status, _) in enumerate(trace.records):
@@ -66,12 +86,13 @@ class Features:
                 code = codes[key]
             except KeyError:
                 code = self._new_code(key)
-            if code < 0:
-                code = -code
+            if code > 0:
+                found.add((around.get(agent, 0) + code) & _MASK)
+            elif code:
                 special.append(index)
-            # The factor makes a pair differ from the same two the other way round.
-            found.add((last.get(agent, 0) * 31 + code) & _MASK)
-            last[agent] = code
+                found.add((around.get(agent, 0) - code) & _MASK)
+                if kind == _ENTRY:
+                    around[agent] = contexts[name, status in _FINE]
         self._add_special(trace.records, special, found)
         return found
 
@@ -81,6 +102,8 @@ class Features:
         code = (crc32(f"{int(kind)}|{agent}|{int(phase)}|{name}|{status}".encode()) >> 1) + 1
         if kind in _SPECIAL:
             code = -code
+        elif kind in _SILENT or (kind in _CALLS and phase == _BOOT and status in _FINE):
+            code = 0
         _keep(self._codes, key, code)
         return code
 
@@ -89,6 +112,7 @@ class Features:
         if number is None:
             number = feature(*what)
             _keep(self._numbers, what, number)
+            self.groups[number] = what[0]
         return number
 
     def _add_special(self, records: list[RecordTuple], places: list[int], found: set[int]) -> None:
@@ -96,11 +120,11 @@ class Features:
         counts: dict[tuple[object, ...], int] = {}
         notified = ""
         for index in places:
-            kind, agent, _, depth, phase, name, arguments, status, value = records[index]
+            kind, agent, _, depth, phase, name, arguments, _, value = records[index]
             what: tuple[object, ...] = (name, phase)
             if kind in _STATES:
                 # A device's path without its number: the second disk is no news.
-                found.add(number("state", agent, name.rpartition("/")[0] or name, arguments, value, phase))
+                found.add(number(kind, agent, name.rpartition("/")[0] or name, arguments, value, phase))
                 continue
             if kind == _ENTRY:
                 what = (agent, name)
@@ -108,10 +132,8 @@ class Features:
                     found.add(number("after", notified, agent, phase))
                     notified = agent
             elif kind == _INJECTED:
-                found.add(number("injected", name, str(status), phase, _entry_around(records, index, depth)))
+                found.add(number("injected", agent, name, _entry_around(records, index, depth)))
                 what = ("injected", phase)
-            elif kind == _OPERATION:
-                what = ("operation", name)
             counts[what] = counts.get(what, 0) + 1
         for what, count in counts.items():
             found.add(number("times", *what, count if count < 4 else 2 + count.bit_length()))
@@ -136,26 +158,59 @@ def _entry_around(records: list[RecordTuple], index: int, depth: int) -> str:
     return ""
 
 
+class Archive:
+    """For each state that any run reached, the input that reached it last.
+
+    libFuzzer spreads its attention over the whole corpus, in which a rare state is one entry of hundreds. The archive
+    gives each sort of state the same attention, and within a sort each state. The last input, not the first or the
+    shortest: so what is kept for a state goes on changing, and stays like the other inputs of the time.
+    """
+
+    __slots__ = ("_inputs",)
+
+    def __init__(self) -> None:
+        self._inputs: dict[object, dict[int, bytes]] = {}
+
+    def keep(self, data: bytes, found: set[int], groups: dict[int, object]) -> None:
+        """Remember `data` for every state among the features that it has."""
+        inputs = self._inputs
+        for number in found:
+            group = groups.get(number)
+            if group is not None:
+                try:
+                    inputs[group][number] = data
+                except KeyError:
+                    inputs[group] = {number: data}
+
+    def choose(self, rng: Random) -> bytes | None:
+        """An input from the archive; None while it is empty."""
+        if not self._inputs:
+            return None
+        return rng.choice(list(rng.choice(list(self._inputs.values())).values()))
+
+
 class Guidance:
-    """Feeds the features of each run to libFuzzer.
+    """Feeds the features of each run to libFuzzer, and its states to the archive.
 
     reserve   gives the number of a new counter (`atheris._reserve_counter`)
     distinct  every feature that any run had; empty after a run means that the fuzzer sees nothing
     """
 
-    __slots__ = ("_base", "_features", "distinct")
+    __slots__ = ("_base", "_features", "archive", "distinct")
 
     def __init__(self, reserve: Callable[[], int]) -> None:
         self._base = reserve()
         for _ in range(SIZE - 1):
             reserve()
         self._features = Features()
+        self.archive = Archive()
         self.distinct: set[int] = set()
 
-    def feed(self, trace: Trace, hit: Callable[[int], None]) -> None:
+    def feed(self, data: bytes, trace: Trace, hit: Callable[[int], None]) -> None:
         """Hit the counter of every feature of `trace` once. `hit` is `atheris._trace_branch` of the moment."""
         base = self._base
         found = self._features.of(trace)
         self.distinct |= found
+        self.archive.keep(data, found, self._features.groups)
         for number in found:
             hit(base + number)

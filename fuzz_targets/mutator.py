@@ -37,9 +37,16 @@ from reference_impl.scenario import (
 )
 
 if TYPE_CHECKING:
+    from fuzz_targets.guidance import Archive
     from fuzz_targets.registry import Target
 
-GENERATE_SHARE = 0.25
+LENGTH_LIKED = 20
+"""Operations beyond which mutation deletes more than it adds."""
+
+ARCHIVE_SHARE = 0.4
+"""How often the input to be changed comes from the archive of states instead of from libFuzzer's corpus."""
+
+GENERATE_SHARE = 0.1
 """How often a mutation is a wholly new scenario."""
 
 
@@ -49,7 +56,9 @@ GENERATE_SHARE = 0.25
 def mutate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     """A scenario near to `scenario`: one change most often, up to five. World, design and fault stay."""
     for _ in range(5):
-        change = rng.choices(_CHANGES, _WEIGHTS)[0]
+        # Insertion and mixture make scenarios longer all the time; what is too long to be read is cut.
+        long = len(scenario.operations) > LENGTH_LIKED and rng.random() < 0.5
+        change = _delete if long else rng.choices(_CHANGES, _WEIGHTS)[0]
         scenario = change(scenario, rng, target)
         if rng.random() < 0.6:
             break
@@ -227,6 +236,7 @@ class Mutator:
     """The custom mutator and crossover of one campaign.
 
     design, fault  what every scenario gets, or None: what its bytes say
+    archive        inputs by the state that they reach, where there is guidance
     errors         how many of our own errors were caught
     failure        the last of them, until somebody takes it
 
@@ -240,6 +250,7 @@ class Mutator:
         self.target = target
         self.design = design
         self.fault = fault
+        self.archive: Archive | None = None
         self.errors = 0
         self.failure: Exception | None = None
         self._rng = Random(0)
@@ -270,6 +281,9 @@ class Mutator:
         # An input too short to say anything is what libFuzzer begins with.
         if len(data) < 8 or rng.random() < GENERATE_SHARE:
             return fitted(generate(rng, target, scenario.design, scenario.fault), max_size)
+        if self.archive is not None and rng.random() < ARCHIVE_SHARE:
+            kept = self.archive.choose(rng)
+            scenario = scenario if kept is None else self.pinned(codec.decode(kept))
         return fitted(mutate(scenario, rng, target), max_size)
 
     def crossed(self, first: bytes, second: bytes, max_size: int, seed: int) -> bytes:

@@ -286,9 +286,9 @@ def test_both_loaders_read_the_same(loader: object, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scenario_yaml, "_LOADER", loader)
     made = scenario(design="disconnect", order=(1, 0), operations=(operation("exit", map_key="stale"),))
     assert load(dump(made), "x") == made
-    with pytest.raises(InputError, match="^x: empty$"):
+    with pytest.raises(InputError, match=r"^x: empty$"):
         load("", "x")
-    with pytest.raises(InputError, match="^x:1: nested too deeply$"):
+    with pytest.raises(InputError, match=r"^x:1: nested too deeply$"):
         load("[" * 100_000, "x")
     with pytest.raises(InputError, match=r"^x(:1)?: not YAML"):
         load("a: \0", "x")
