@@ -30,8 +30,15 @@ from reference_impl.scenario import Scenario
 if TYPE_CHECKING:
     from fuzz_targets.harness import Verdict
 
-INSTRUMENTED: tuple[str, ...] = ("reference_impl.xenbus.designs", "reference_impl.faulty")
-"""Packages and modules whose branches are counted; the second only where a fault is asked for."""
+INSTRUMENTED: dict[str, tuple[str, ...]] = {
+    "platform": ("reference_impl.xenbus.designs",),
+    "core": ("reference_impl.uefi",),
+    "ring": ("reference_impl.xenbus.xenstore_client", "reference_impl.xen.wire", "reference_impl.xen.shared_ring"),
+}
+"""For each world the packages and modules whose branches are counted. Runs of the small worlds are short, and their traces
+say less, so there the code under test as a whole is worth it."""
+
+INSTRUMENTED_FAULTS = ("reference_impl.faulty",)
 
 DEFAULT_ARGUMENTS = ("-len_control=0", "-max_len=4096")
 
@@ -108,7 +115,7 @@ class Run:
         """Set up atheris and fuzz. `command` is the program's name and the arguments of libFuzzer."""
         atheris = self._atheris = import_atheris()
         if not blind(instrument=instrument):
-            instrument_code(atheris, self.mutator.fault != "")
+            instrument_code(atheris, self._packages())
             if os.environ.get("EBSFUZZ_GUIDANCE") != "none":
                 self._guidance = Guidance(atheris._reserve_counter)
                 self.mutator.archive = self._guidance.archive
@@ -127,6 +134,10 @@ class Run:
         )
         atheris.Fuzz()
         raise AssertionError("atheris.Fuzz() returned")
+
+    def _packages(self) -> tuple[str, ...]:
+        faults = INSTRUMENTED_FAULTS if self.mutator.fault != "" else ()
+        return INSTRUMENTED[self.target.world] + faults
 
     def one_input(self, data: bytes) -> None:
         """Run one input. Everything that is raised here is a crash to libFuzzer."""
@@ -164,15 +175,13 @@ def import_atheris() -> Any:
 # ---- instrumentation ----------------------------------------------------------------------------------------------
 
 
-def instrument_code(atheris: Any, with_faults: bool, packages: tuple[str, ...] = INSTRUMENTED) -> int:
+def instrument_code(atheris: Any, packages: tuple[str, ...]) -> int:
     """Count the branches of the code in `packages`; how many functions that are.
 
     Functions are patched where they are, after the import: an import hook would depend on who imports a module first.
     """
     count = 0
     for package in packages:
-        if package == "reference_impl.faulty" and not with_faults:
-            continue
         for module in _modules(package):
             for function in _functions(module):
                 function.__code__ = atheris.instrument_bytecode.patch_code(function.__code__, False)

@@ -118,15 +118,23 @@ _BETWEEN_EXITS = (
     "connect",
 )
 
-# A failure of clean-up cannot fire in the conforming environment, so such calls are armed seldom.
-_LIKELY_CALLS = tuple(call for call in CALLS if CALLS[call] and call not in CLEANUP)
-_LIKELY_CORE_CALLS = tuple(call for call in _LIKELY_CALLS if call in CORE_CALLS)
-_XENSTORE_CALLS = tuple(call for call in CALLS if CALLS[call] and call.startswith("XS_"))
+# What a failure mostly hits. In the platform world, what bus and device drivers call while they start and what is not
+# clean-up: elsewhere no failure fires in the conforming environment.
+START_CALLS = (
+    *("AllocatePool", "AllocatePages", "CreateEvent", "OpenProtocol"),
+    *("InstallProtocolInterface", "InstallMultipleProtocolInterfaces"),
+    *("HVMOP_get_param", "EVTCHNOP_alloc_unbound", "XENMEM_add_to_physmap"),
+    *("XS_DIRECTORY", "XS_READ", "XS_WRITE", "XS_WATCH", "XS_TRANSACTION_START", "XS_TRANSACTION_END"),
+)
 _ALL_CALLS = tuple(call for call in CALLS if CALLS[call])
+_LIKELY_CALLS = {
+    "platform": START_CALLS,
+    "core": tuple(call for call in _ALL_CALLS if call in CORE_CALLS and call not in CLEANUP),
+    "ring": tuple(call for call in _ALL_CALLS if call.startswith("XS_")),
+}
 _FAILURES_OF: dict[str, tuple[str, ...]] = {
     call: tuple(name for name, (of, _) in FAILURES.items() if of == call) for call in CALLS
 }
-_LIKELY_FOR_WORLD = {"platform": _LIKELY_CALLS, "core": _LIKELY_CORE_CALLS, "ring": _XENSTORE_CALLS}
 
 
 def generate(rng: Random, target: Target, design: str, fault: str = "") -> Scenario:
@@ -175,11 +183,8 @@ class Swarm:
         everything = rng.random() < 0.125
         self.kinds = [kind for kind in kinds if everything or rng.random() < 0.5] or [rng.choice(kinds)]
         self.weights = [profile.weights.get(kind, 1) for kind in self.kinds]
-        self.failing = [self._any_call() for _ in range(rng.randint(1, 3))]
+        self.failing = [random_failing_call(rng, world) for _ in range(rng.randint(1, 3))]
         self.services = rng.sample(CORE_CALLS, rng.randint(2, 10)) if world == "core" else []
-
-    def _any_call(self) -> str:
-        return self.rng.choice(_LIKELY_FOR_WORLD[self.world] if self.rng.random() < 0.95 else _ALL_CALLS)
 
     def body(self, mean: float) -> list[Operation]:
         """A sequence of operations; its length is distributed exponentially around `mean`."""
@@ -191,13 +196,12 @@ class Swarm:
             elif kind == "call":
                 steps.append(self.call())
             else:
-                steps.append(random_operation(self.rng, kind))
+                steps.append(random_operation(self.rng, kind, self.world))
         return steps
 
     def fail(self) -> Operation:
         """An armed failure of one of the calls that this scenario aims at."""
-        name = self.rng.choice(_FAILURES_OF[self.rng.choice(self.failing)])
-        return Operation("fail", (name, random_nth(self.rng)))
+        return _failure_of(self.rng.choice(self.failing), self.rng)
 
     def call(self) -> Operation:
         """A raw call of one of the services that this scenario aims at; any service now and then."""
@@ -205,21 +209,31 @@ class Swarm:
         return Operation("call", (service, *[_selector(self.rng) for _ in range(5)]))
 
 
-def random_operation(rng: Random, kind: str) -> Operation:
+def random_operation(rng: Random, kind: str, world: str = "platform") -> Operation:
     """An operation of this kind, its fields filled independently, simple values preferred."""
-    fields = OPERATIONS[kind].fields
+    if kind == "fail":
+        return _failure_of(random_failing_call(rng, world), rng)
     # The bus and all of it, half of the time: one child restarts a device, the bus restarts everything.
     if kind in ("connect", "disconnect") and rng.random() < 0.5:
         return operation(kind)
-    return Operation(kind, tuple(random_value(rng, kind, field) for field in fields))
+    return Operation(kind, tuple(random_value(rng, kind, field) for field in OPERATIONS[kind].fields))
+
+
+def random_failing_call(rng: Random, world: str) -> str:
+    """A call for failures to aim at: one that matters in this world most often, any now and then."""
+    return rng.choice(_LIKELY_CALLS[world] if rng.random() < 0.85 else _ALL_CALLS)
+
+
+def _failure_of(call: str, rng: Random) -> Operation:
+    return Operation("fail", (rng.choice(_FAILURES_OF[call]), random_nth(rng)))
 
 
 def random_value(rng: Random, kind: str, field: Field) -> Any:
     """A value for one field of an operation of this kind."""
     if isinstance(field, Blob):
         return _random_bytes(rng, field.size_max)
-    if kind == "fail":
-        return rng.choice(field.values) if field.name == "call" else random_nth(rng)
+    if kind == "fail" and field.name == "nth":
+        return random_nth(rng)
     if kind == "call" and field.name != "service":
         return _selector(rng)
     if kind == "exit":

@@ -90,7 +90,8 @@ class Features:
                 found.add((around.get(agent, 0) + code) & _MASK)
             elif code:
                 special.append(index)
-                found.add((around.get(agent, 0) - code) & _MASK)
+                if kind not in _STATES:
+                    found.add((around.get(agent, 0) - code) & _MASK)
                 if kind == _ENTRY:
                     around[agent] = contexts[name, status in _FINE]
         self._add_special(trace.records, special, found)
@@ -136,7 +137,8 @@ class Features:
                 what = ("injected", phase)
             counts[what] = counts.get(what, 0) + 1
         for what, count in counts.items():
-            found.add(number("times", *what, count if count < 4 else 2 + count.bit_length()))
+            # More than eight times is no news: otherwise ever longer scenarios would be.
+            found.add(number("times", *what, count if count < 4 else 4 if count < 8 else 8))
 
 
 def _keep(cache: dict[Any, int], key: object, number: int) -> None:
@@ -186,7 +188,8 @@ class Archive:
         """An input from the archive; None while it is empty."""
         if not self._inputs:
             return None
-        return rng.choice(list(rng.choice(list(self._inputs.values())).values()))
+        inputs = list(rng.choice(list(self._inputs.values())).values())
+        return min(rng.choice(inputs), rng.choice(inputs), key=len)  # what is short runs soon and is easy to change
 
 
 class Guidance:

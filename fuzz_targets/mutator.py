@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from fuzz_targets.guidance import Archive
     from fuzz_targets.registry import Target
 
-LENGTH_LIKED = 20
-"""Operations beyond which mutation deletes more than it adds."""
+LENGTH_LIKED = 12
+"""Operations beyond which mutation deletes before it does anything else."""
 
 ARCHIVE_SHARE = 0.4
 """How often the input to be changed comes from the archive of states instead of from libFuzzer's corpus."""
@@ -56,8 +56,8 @@ GENERATE_SHARE = 0.1
 def mutate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     """A scenario near to `scenario`: one change most often, up to five. World, design and fault stay."""
     for _ in range(5):
-        # Insertion and mixture make scenarios longer all the time; what is too long to be read is cut.
-        long = len(scenario.operations) > LENGTH_LIKED and rng.random() < 0.5
+        # Insertion and mixture make scenarios longer all the time; a long one runs slowly and says little more.
+        long = len(scenario.operations) > LENGTH_LIKED
         change = _delete if long else rng.choices(_CHANGES, _WEIGHTS)[0]
         scenario = change(scenario, rng, target)
         if rng.random() < 0.6:
@@ -195,7 +195,7 @@ def _devices(scenario: Scenario, rng: Random, target: Target) -> Scenario:
 def _new_operation(scenario: Scenario, rng: Random, target: Target) -> Operation:
     kinds = operations_of(scenario.world)
     weights = target.profile.weights
-    return random_operation(rng, rng.choices(kinds, [weights.get(kind, 1) for kind in kinds])[0])
+    return random_operation(rng, rng.choices(kinds, [weights.get(kind, 1) for kind in kinds])[0], scenario.world)
 
 
 def _changed_bytes(data: bytes, rng: Random, size_max: int) -> bytes:

@@ -1,0 +1,198 @@
+"""What of a trace becomes feedback."""
+
+import random
+import subprocess
+import sys
+
+from fuzz_targets import guidance
+from fuzz_targets.generator import generate
+from fuzz_targets.guidance import SIZE, Archive, Features, Guidance, feature
+from fuzz_targets.registry import TARGETS
+from reference_impl.scenario import operation, scenario
+from reference_impl.trace import Kind, Phase, Trace
+from reference_impl.uefi.status import EfiStatus
+from reference_impl.world import run
+
+Row = tuple[object, ...]
+
+
+def _trace(*rows: Row) -> Trace:
+    """A trace of (kind, agent, depth, phase, name, arguments, status, value)."""
+    trace = Trace()
+    for kind, agent, depth, phase, name, arguments, status, value in rows:
+        trace.records.append((int(kind), agent, 4, depth, int(phase), name, arguments, status, value))
+    return trace
+
+
+def _entry(agent: str, name: str, status: object = EfiStatus.SUCCESS, depth: int = 0, phase: Phase = Phase.BOOT) -> Row:
+    return (Kind.ENTRY, agent, depth, phase, name, (), status, None)
+
+
+def _call(name: str, status: object, phase: Phase = Phase.BOOT, agent: str = "Dxe", depth: int = 1) -> Row:
+    return (Kind.SERVICE, agent, depth, phase, name, (), status, None)
+
+
+def _features(*rows: Row) -> set[int]:
+    return Features().of(_trace(*rows))
+
+
+REFUSED = EfiStatus.OUT_OF_RESOURCES
+
+
+def test_features_are_numbers_below_the_size() -> None:
+    """Real traces give some dozens to hundreds of features, all of them counters that exist."""
+    target = TARGETS["lifecycle"]
+    subject = Features()
+    for seed in range(20):
+        found = subject.of(run(generate(random.Random(seed), target, "reference-count")))
+        assert all(0 <= number < SIZE for number in found)
+    made = scenario(design="reference-count", devices=("block",), operations=(operation("connect"), operation("exit")))
+    assert 30 < len(subject.of(run(made))) < 300
+
+
+def test_a_cache_does_not_change_the_features() -> None:
+    """A trace has the same features whatever came before it, and after the caches were emptied."""
+    rows = [_entry("Dxe", "Start", REFUSED), _call("AllocatePool", REFUSED)]
+    subject = Features()
+    first = subject.of(_trace(*rows))
+    subject.of(_trace(_entry("Other", "Stop")))
+    assert subject.of(_trace(*rows)) == first == _features(*rows)
+
+
+def test_caches_do_not_grow_for_ever(monkeypatch: object) -> None:
+    """A fault that makes new names all the time cannot eat the memory."""
+    monkeypatch.setattr(guidance, "_CACHE_MAX", 8)
+    subject = Features()
+    for number in range(100):
+        subject.of(_trace(_entry(f"Dxe{number}", "Start"), _call("AllocatePool", REFUSED, agent=f"Dxe{number}")))
+    assert len(subject._codes) <= 8
+    assert len(subject._numbers) <= 8
+
+
+def test_a_call_that_succeeds_before_the_exit_is_no_news() -> None:
+    """Failing ones are, and so is every call once the exit has begun."""
+    start = _entry("Dxe", "Start")
+    assert _features(start, _call("AllocatePool", EfiStatus.SUCCESS)) == _features(start)
+    assert _features(start, _call("AllocatePool", REFUSED)) > _features(start)
+    assert _features(start, _call("AllocatePool", EfiStatus.SUCCESS, Phase.EXIT)) > _features(start)
+
+
+def test_the_entry_point_around_a_call_matters() -> None:
+    """The same refusal in Start, in Stop, and in a Start that fails are three features."""
+    refusal = _call("AllocatePool", REFUSED)
+    sets = [
+        _features(entry, refusal) - _features(entry)
+        for entry in (_entry("Dxe", "Start"), _entry("Dxe", "Stop"), _entry("Dxe", "Start", REFUSED))
+    ]
+    assert len(set.union(*sets)) == 3
+
+
+def test_what_the_scenario_says_anyway_is_no_feature() -> None:
+    """Operations, and what the core allocates inside of a service, say nothing about what was reached."""
+    operation_row = (Kind.OPERATION, "scenario", 0, Phase.BOOT, "connect", ("bus",), None, 0)
+    memory_row = (Kind.CORE_MEMORY, "Dxe", 1, Phase.EXIT, "CloseEvent", ("free", 0), None, 16)
+    assert _features(operation_row, memory_row) == set()
+
+
+def test_the_order_of_notifications_is_a_feature() -> None:
+    """Bus before device differs from device before bus."""
+    bus, device = (_entry(agent, "Notify", phase=Phase.EXIT) for agent in ("Bus", "Device"))
+    assert _features(bus, device) != _features(device, bus)
+
+
+def test_an_injected_failure_knows_its_entry_point() -> None:
+    """The nearest record before it with a smaller depth that is an entry point; none outside of driver code."""
+    injected = (Kind.INJECTED, "Dxe", 2, Phase.BOOT, "AllocatePool", (), REFUSED, None)
+    inside = [_entry("Dxe", "Start"), _call("AllocatePool", REFUSED), injected]
+    elsewhere = [_entry("Dxe", "Stop"), _entry("Dxe", "Start"), _call("AllocatePool", REFUSED), injected]
+    outside = [_entry("Dxe", "Start"), _call("AllocatePool", REFUSED, depth=0), (*injected[:2], 1, *injected[3:])]
+    assert feature("injected", "Dxe", "AllocatePool", "Start") in _features(*inside)
+    assert feature("injected", "Dxe", "AllocatePool", "Start") in _features(*elsewhere)
+    assert feature("injected", "Dxe", "AllocatePool", "") in _features(*outside)
+
+
+def test_states_are_features_with_their_values() -> None:
+    """Reference counts, xenbus states and the variables of drivers; a device's number does not matter."""
+
+    def count(value: int) -> Row:
+        return (Kind.REFERENCE, "Bus", 0, Phase.BOOT, "AddReference", (), None, value)
+
+    def state(device: str, new: int) -> Row:
+        return (Kind.XENBUS_STATE, "backend", 0, Phase.BOOT, device, (1, new), None, None)
+
+    def variable(value: int) -> Row:
+        return (Kind.DRIVER_STATE, "Bus", 0, Phase.BOOT, "worn", (), None, value)
+
+    assert _features(count(1)) != _features(count(2))
+    assert _features(state("device/vbd/0", 2)) == _features(state("device/vbd/1", 2))
+    assert _features(state("device/vbd/0", 2)) != _features(state("device/vif/0", 2))
+    assert _features(state("device/vbd/0", 2)) != _features(state("device/vbd/0", 4))
+    assert _features(variable(1)) != _features(variable(2))
+
+
+def test_how_often_something_happens_is_a_feature_by_powers_of_two() -> None:
+    """One, two, three attempts differ; five and six do not."""
+    attempt = (Kind.EXIT, "DxeCore", 0, Phase.RETRY, "attempt", (), None, None)
+    by_count = [_features(*[attempt] * count) for count in range(1, 10)]
+    assert len({frozenset(found) for found in by_count[:4]}) == 4
+    assert by_count[4] == by_count[5]
+    assert by_count[6] != by_count[7]
+
+
+def test_features_do_not_depend_on_the_process() -> None:
+    """Another hash seed gives the same numbers, or a corpus would mean something else in each process."""
+    program = (
+        "import random\n"
+        "from fuzz_targets.generator import generate\n"
+        "from fuzz_targets.guidance import Features\n"
+        "from fuzz_targets.registry import TARGETS\n"
+        "from reference_impl.world import run\n"
+        "print(sorted(Features().of(run(generate(random.Random(3), TARGETS['lifecycle'], 'disconnect')))))\n"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+def test_the_archive_keeps_the_last_input_for_each_state() -> None:
+    """A later input takes the place; features that are no state are not kept."""
+    archive = Archive()
+    assert archive.choose(random.Random(1)) is None
+    archive.keep(b"old", {1, 2, 9}, {1: "count", 2: "order"})
+    archive.keep(b"new", {1}, {1: "count", 2: "order"})
+    chosen = {archive.choose(random.Random(seed)) for seed in range(50)}
+    assert chosen == {b"old", b"new"}
+    archive.keep(b"new", {2, 9}, {1: "count", 2: "order"})
+    assert {archive.choose(random.Random(seed)) for seed in range(50)} == {b"new"}
+
+
+def test_the_archive_gives_every_sort_of_state_the_same_attention() -> None:
+    """One rare state of a sort of its own comes as often as a hundred of another sort together."""
+    archive = Archive()
+    groups: dict[int, object] = dict.fromkeys(range(100), "many") | {100: "one"}
+    archive.keep(b"many", set(range(100)), groups)
+    archive.keep(b"one", {100}, groups)
+    chosen = [archive.choose(random.Random(seed)) for seed in range(400)]
+    assert 140 < chosen.count(b"one") < 260
+
+
+def test_guidance_hits_one_counter_for_each_feature() -> None:
+    """Counters are reserved once, hit once a run each, and the input is archived."""
+    reserved: list[int] = []
+
+    def reserve() -> int:
+        reserved.append(1000 + len(reserved))
+        return reserved[-1]
+
+    subject = Guidance(reserve)
+    assert len(reserved) == SIZE
+    trace = _trace(_entry("Dxe", "Start", REFUSED), _call("AllocatePool", REFUSED))
+    hits: list[int] = []
+    subject.feed(b"input", trace, hits.append)
+    assert sorted(hits) == sorted(1000 + number for number in Features().of(trace))
+    assert {1000 + number for number in subject.distinct} == set(hits)
+    assert subject.archive.choose(random.Random(1)) == b"input"
