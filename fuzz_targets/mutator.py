@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from fuzz_targets.guidance import Archive
     from fuzz_targets.registry import Target
 
-LENGTH_LIKED = 12
+LENGTH_LIKED = 10
 """Operations beyond which mutation deletes before it does anything else."""
 
 ARCHIVE_SHARE = 0.4
 """How often the input to be changed comes from the archive of states instead of from libFuzzer's corpus."""
 
-GENERATE_SHARE = 0.1
+GENERATE_SHARE = 0.2
 """How often a mutation is a wholly new scenario."""
 
 
