@@ -16,8 +16,10 @@ calls that nest.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from guest.machine import ANSWER, CODE, EXECUTE, MAILBOX, PAGE, READ, Machine, Trap
+from guest.machine import ANSWER, CODE, EXECUTE, MAILBOX, PAGE, READ, WRITE, Machine, Trap
 
 CALL_ARGUMENTS = 8
 STACK_ARGUMENTS = (
@@ -29,6 +31,8 @@ _CALL_ANSWER = _CALL + 72
 _CALL_WORDS = struct.Struct("<9Q")
 _TRAP_SIZE = 64
 _CODE_PAGES = 8
+_SCRATCH = MAILBOX - 0x10000
+_SCRATCH_END = MAILBOX
 
 
 class CallingConvention:
@@ -37,7 +41,9 @@ class CallingConvention:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         machine.map(CODE, _CODE_PAGES * PAGE, READ | EXECUTE)
+        machine.map(_SCRATCH, _SCRATCH_END - _SCRATCH, READ | WRITE)
         self._next = CODE
+        self._scratch = _SCRATCH
         gate = (
             b"\x55"  # push rbp
             b"\x48\x89\xe5"  # mov rbp, rsp
@@ -69,6 +75,20 @@ class CallingConvention:
         machine.write(_CALL, _CALL_WORDS.pack(*words))
         machine.run(self._gate)
         return machine.u64(_CALL_ANSWER)
+
+    @contextmanager
+    def scratch(self, data: bytes) -> Iterator[int]:
+        """Memory that the guest sees for the time of a call, with `data` in it; its address."""
+        address = self._scratch
+        end = address + (len(data) + 23 & -16)
+        if end > _SCRATCH_END:
+            raise self.machine.fault("read", "more data than a call can hand over", address)
+        self._scratch = end
+        self.machine.write(address, data)
+        try:
+            yield address
+        finally:
+            self._scratch = address
 
     def write_trap(self, handler: Trap) -> int:
         """Write a function that answers what `handler` answers. Gives its address."""

@@ -195,7 +195,7 @@ class Machine:
         if self._error is None:
             pc = uc.reg_read(self._pc)
             if pc != self.stop_address:
-                self._error = self._where("halt")
+                self._error = self.fault("halt")
         if self._error is not None:
             kept = self._error
             if outermost:
@@ -232,7 +232,7 @@ class Machine:
 
     def _on_exception(self, uc: Any, number: int, _: Any) -> None:
         if self._error is None:
-            self._error = self._where("exception", _EXCEPTIONS.get(number, f"vector {number}"))
+            self._error = self.fault("exception", _EXCEPTIONS.get(number, f"vector {number}"))
         uc.emu_stop()
 
     def _on_block(self, uc: Any, address: int, size: int, _: Any) -> None:
@@ -243,7 +243,7 @@ class Machine:
             try:
                 if self.spinning() or self._spins < SPINS_MAX:
                     return
-                self._error = self._where("dead-loop")
+                self._error = self.fault("dead-loop")
             except BaseException as error:
                 self._error = error
             uc.emu_stop()
@@ -251,12 +251,13 @@ class Machine:
     def _as_fault(self, error: Any) -> GuestFault:
         if self._fault is not None:
             kind, address, detail = self._fault
-            return self._where(kind, detail, address)
+            return self.fault(kind, detail, address)
         if error.errno == self._invalid_instruction:
-            return self._where("exception", _EXCEPTIONS[6])
-        return self._where("exception", str(error))
+            return self.fault("exception", _EXCEPTIONS[6])
+        return self.fault("exception", str(error))
 
-    def _where(self, kind: str, detail: str = "", address: int = 0) -> GuestFault:
+    def fault(self, kind: str, detail: str = "", address: int = 0) -> GuestFault:
+        """A fault at the place where the processor is, to be raised."""
         uc = self._uc
         pc, sp = uc.reg_read(self._pc), uc.reg_read(self._sp)
         return GuestFault(kind, address, pc, sp, detail)
@@ -311,6 +312,10 @@ class Machine:
             return self._pages[address >> 12] != _UNMAPPED
         return POOL_WINDOW <= address < self._pool_end or address & -PAGE in self._placed
 
+    def is_placed(self, address: int) -> bool:
+        """Whether what the guest sees at `address` is a placed page."""
+        return address & -PAGE in self._placed
+
     # ---- the guest's memory, as services read and write it --------------------------------------------------------
 
     def _find(self, address: int, size: int, kind: str) -> tuple[mmap.mmap, int]:
@@ -324,7 +329,7 @@ class Machine:
                 return self._ram, address
         number = self._placed.get(address & -PAGE)
         if number is None or (address & (PAGE - 1)) + size > PAGE:
-            raise self._where(kind, "for a service", address)
+            raise self.fault(kind, "for a service", address)
         return self._special, number * PAGE + (address & (PAGE - 1))
 
     def read(self, address: int, size: int) -> bytes:

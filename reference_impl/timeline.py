@@ -199,6 +199,14 @@ def _driver_state(record: Record) -> str:
     return f"{record.agent}: its {record.name} becomes {_value('', record.value)}"
 
 
+def _fault(record: Record) -> str:
+    address, *frames = record.arguments
+    what = record.value if record.name == "exception" else record.name
+    if record.name in ("read", "write", "fetch"):
+        what = f"{record.name} of {address:#x}, where nothing is"
+    return f"{record.agent} faults: {what}, at {', called from '.join(frames)}"
+
+
 _PHRASES: dict[int, Callable[[Record], str]] = {
     Kind.OPERATION: _operation,
     Kind.SERVICE: _service,
@@ -218,6 +226,7 @@ _PHRASES: dict[int, Callable[[Record], str]] = {
     Kind.TAKE_OVER: _take_over,
     Kind.STUCK: _stuck,
     Kind.DRIVER_STATE: _driver_state,
+    Kind.FAULT: _fault,
 }
 
 

@@ -58,6 +58,8 @@ class Kind(IntEnum):
     STUCK          the run ends because nothing moves on: "step-budget", "no-progress" or "nesting"; (in which call,)
     DRIVER_STATE   a variable in which a driver keeps its state takes a value that it never had: its name; (); None;
                    the value
+    FAULT          guest code did what no processor allows, and the run ends: "read", "write", "fetch" of memory that is
+                   not there, "exception", "halt"; (address, where, who called …); None; the exception in words
     """
 
     OPERATION = 0
@@ -78,6 +80,7 @@ class Kind(IntEnum):
     TAKE_OVER = 15
     STUCK = 16
     DRIVER_STATE = 17
+    FAULT = 18
 
 
 class Phase(IntEnum):

@@ -1,0 +1,233 @@
+"""Guest code as the core sees it: images, driver bindings, notification functions, entry points.
+
+The core enters drivers through callables and through objects at the address of an interface. Here are those that call
+guest code: `GuestBinding` is a `reference_impl.uefi.driver_binding.DriverBinding`, `GuestFunction` a notification.
+A status that guest code returns becomes an EfiError, as a driver in Python raises it.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+
+from guest.calling_convention import CallingConvention
+from guest.image import Image
+from guest.machine import CODE_END, EXECUTE, PAGE, READ, STACK_END, WRITE, GuestFault, Machine
+from guest.tables import FirmwareMemory
+from reference_impl.uefi.boot_services import BootServices
+from reference_impl.uefi.status import EfiError, EfiStatus
+
+FRAMES_MAX = 8
+STACK_SCAN = 0x2000  # bytes of stack in which a backtrace looks for return addresses
+
+_ERROR = 1 << 63
+_KNOWN = {int(status): status for status in EfiStatus}
+_NO_MORE_FRAMES = 0x1000
+
+
+class Images:
+    """The images of one world, and the way into their code."""
+
+    __slots__ = ("_bases", "_by_base", "_entered", "_next", "convention", "firmware", "machine")
+
+    def __init__(self, convention: CallingConvention, firmware: FirmwareMemory) -> None:
+        self.convention = convention
+        self.machine: Machine = convention.machine
+        self.firmware = firmware
+        self._next = convention.end
+        self._bases: list[int] = []
+        self._by_base: dict[int, GuestImage] = {}
+        self._entered = 0  # the function of guest code that the core has entered last, and that has not returned
+
+    def load(self, image: Image, services: BootServices) -> GuestImage:
+        """Place an image in memory, relocated. `services` are those that it calls; it must have its image handle."""
+        alignment = max(image.alignment, PAGE)
+        base = -(-self._next // alignment) * alignment
+        size = -(-image.size_of_image // PAGE) * PAGE
+        assert base + size <= CODE_END, "no room for more images"
+        self._next = base + size + PAGE  # the page between two images is never there
+        loaded = GuestImage(self, image, base, size, services)
+        self._bases.append(base)
+        self._by_base[base] = loaded
+        loaded.place()
+        return loaded
+
+    def at(self, address: int) -> GuestImage | None:
+        """The image that `address` lies in."""
+        index = bisect_right(self._bases, address) - 1
+        if index < 0:
+            return None
+        image = self._by_base[self._bases[index]]
+        return image if address < image.base + image.size else None
+
+    def caller(self, return_address: int) -> GuestImage | None:
+        """Whose code called a service. A function that ends with the call has no return address of its own any more:
+        then it is the image that was entered.
+        """
+        return self.at(return_address) or self.at(self._entered)
+
+    def place_of(self, address: int) -> str:
+        """An address as people read it: "XenBusDxe+0x2af"."""
+        image = self.at(address)
+        return f"{address:#x}" if image is None else f"{image.name}+{address - image.base:#x}"
+
+    def call(self, function: int, *arguments: int) -> int:
+        """Call guest code; the 64 bits that it answers."""
+        outer, self._entered = self._entered, function
+        try:
+            return self.convention.call(function, *arguments)
+        finally:
+            self._entered = outer
+
+    def enter(self, function: int, *arguments: int) -> None:
+        """Call guest code that answers a status. An error is raised as EfiError."""
+        status = self.call(function, *arguments)
+        if status & _ERROR:
+            raise EfiError(_KNOWN.get(status, EfiStatus.ABORTED))
+
+    def backtrace(self, fault: GuestFault) -> tuple[str, ...]:
+        """Where the fault was, and who called, from the inside out.
+
+        Drivers keep no frame pointers, so this is what on the stack looks like a return address: it points into an
+        image, right behind a call.
+        """
+        machine = self.machine
+        frames = [self.place_of(fault.pc)]
+        sp = fault.sp & -8
+        end = min(sp + STACK_SCAN, STACK_END)
+        while sp < end and len(frames) < FRAMES_MAX:
+            if not machine.is_mapped(sp):
+                break
+            word = machine.u64(sp)
+            image = self.at(word)
+            if image is not None and _follows_call(machine.read(word - 7, 7) if word - 7 >= image.base else b""):
+                frames.append(self.place_of(word))
+            sp += 8
+        return tuple(frames)
+
+
+class GuestImage:
+    """One loaded image.
+
+    name      in traces
+    base      where it was loaded; `size` whole pages
+    services  the boot services table that it calls through, in Python
+    """
+
+    __slots__ = ("_image", "_images", "base", "name", "services", "size")
+
+    def __init__(self, images: Images, image: Image, base: int, size: int, services: BootServices) -> None:
+        self._images = images
+        self._image = image
+        self.name = image.name
+        self.base = base
+        self.size = size
+        self.services = services
+
+    @property
+    def handle(self) -> int:
+        """The image handle."""
+        return self.services.image_handle
+
+    def place(self) -> None:
+        """Let the guest see the image as it comes from its file, also once more after `remove`.
+
+        Sections of firmware images share pages, so all of it can be written and executed, as it can in firmware that
+        does not protect images.
+        """
+        machine = self._images.machine
+        machine.map(self.base, self.size, READ | WRITE | EXECUTE)
+        machine.write(self.base, self._image.mapped(self.base).ljust(self.size, b"\0"))
+
+    def remove(self) -> None:
+        """Take the image away: what still points into it points to nothing."""
+        self._images.machine.unmap(self.base, self.size)
+
+    def entry_point(self, system_table: int) -> None:
+        """Run the image's entry point. Raises EfiError for the status that it answers (UEFI 2.10 §4.1)."""
+        self._images.enter(self.base + self._image.entry_point, self.handle, system_table)
+
+
+class GuestFunction:
+    """A function of guest code that the core calls with two values: a notification.
+
+    It has a name, so that the trace of CreateEvent shows which one it is.
+    """
+
+    __slots__ = ("__name__", "_address", "_images")
+
+    def __init__(self, images: Images, address: int) -> None:
+        self._images = images
+        self._address = address
+        self.__name__ = images.place_of(address)
+
+    def __call__(self, event: int, context: int) -> None:
+        """Run it."""
+        self._images.call(self._address, event, context)
+
+
+class GuestBinding:
+    """EFI_DRIVER_BINDING_PROTOCOL at an address of guest memory (UEFI 2.10 §11.1).
+
+    What stands there is read when it is needed: a driver may change it.
+    """
+
+    __slots__ = ("_address", "_images", "agent")
+
+    def __init__(self, images: Images, address: int, agent: str) -> None:
+        self._images = images
+        self._address = address
+        self.agent = agent
+
+    @property
+    def version(self) -> int:
+        """A higher one is asked first."""
+        return self._images.machine.u32(self._address + 24)
+
+    @property
+    def image_handle(self) -> int:
+        """The image that the driver came in."""
+        return self._images.machine.u64(self._address + 32)
+
+    @property
+    def driver_binding_handle(self) -> int:
+        """The agent of what the driver opens."""
+        return self._images.machine.u64(self._address + 40)
+
+    def supported(self, controller: int, remaining_device_path: bytes | None) -> None:
+        """Whether the driver can manage `controller`."""
+        self._enter(0, controller, remaining_device_path)
+
+    def start(self, controller: int, remaining_device_path: bytes | None) -> None:
+        """Begin to manage `controller`."""
+        self._enter(8, controller, remaining_device_path)
+
+    def stop(self, controller: int, children: tuple[int, ...]) -> None:
+        """Destroy `children`, or end managing `controller`."""
+        images = self._images
+        with images.convention.scratch(struct.pack(f"<{len(children)}Q", *children)) as array:
+            function = images.machine.u64(self._address + 16)
+            images.enter(function, self._address, controller, len(children), array if children else 0)
+
+    def _enter(self, offset: int, controller: int, remaining_device_path: bytes | None) -> None:
+        images = self._images
+        function = images.machine.u64(self._address + offset)
+        if remaining_device_path is None:
+            images.enter(function, self._address, controller, 0)
+        else:
+            with images.convention.scratch(remaining_device_path) as path:
+                images.enter(function, self._address, controller, path)
+
+
+def status_of(status: int) -> EfiStatus:
+    """A status that guest code answered; an error that has no name here counts as EFI_ABORTED."""
+    return _KNOWN.get(status, EfiStatus.ABORTED if status & _ERROR else EfiStatus.SUCCESS)
+
+
+def _follows_call(before: bytes) -> bool:
+    """Whether these seven bytes end with a near call: E8 with 32 bits, or FF /2 with any addressing."""
+    if len(before) < 7:
+        return False
+    if before[2] == 0xE8:
+        return True
+    return any(before[-size] == 0xFF and before[1 - size] & 0x38 == 0x10 for size in (2, 3, 4, 6, 7))

@@ -1,0 +1,414 @@
+"""From guest code to `reference_impl.uefi`: one trap for each service.
+
+A trap translates and nothing more: pointers to values, GUIDs to text, NULL for an answer to `out=False`; calls the
+service of the same name on the `BootServices` of the image that called (the return address tells which); writes the
+answer where the caller wants it; and gives the status. There is no second implementation of a service here. What is no
+service of the core (copying memory, the monotonic counter, variables) is at the end, and what is not modelled answers
+EFI_UNSUPPORTED: `LocateDevicePath`, `LoadImage`, `StartImage`, `Exit`, all runtime services.
+
+Where a guest hands the core something that the core looks at, it gets an object at that address: a driver binding
+(`drivers.GuestBinding`), a device path (its bytes).
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from guest.calling_convention import CallingConvention
+from guest.drivers import GuestBinding, GuestFunction, Images
+from guest.heap import Heap
+from guest.machine import Machine
+from guest.tables import BOOT_SERVICES, PCD_SERVICES, RUNTIME_SERVICES, FirmwareMemory, Tables
+from reference_impl.uefi import guids
+from reference_impl.uefi.boot_services import BootServices
+from reference_impl.uefi.core import Core
+from reference_impl.uefi.definitions import EVT_NOTIFY_SIGNAL, EVT_NOTIFY_WAIT
+from reference_impl.uefi.events import WaitError
+from reference_impl.uefi.handle_database import RefusalWithValue
+from reference_impl.uefi.memory import MemoryMapTooSmall
+from reference_impl.uefi.status import EfiError, EfiStatus
+
+HOST_BRIDGE = 0x1237  # the device id of QEMU's i440FX, the one PCD that library constructors ask for
+
+Thunk = Callable[[BootServices, int, int, int, int, int], "int | None"]
+"""Services of the caller, four arguments, stack pointer; the status (None: success) or what the service returns."""
+
+_UNSUPPORTED = int(EfiStatus.UNSUPPORTED)
+_DEVICE_PATH_MAX = 4096
+_PAIRS_MAX = 64
+_MASK32 = 0xFFFFFFFF
+
+
+class Thunks:
+    """All traps of one world.
+
+    before   called before each service with the name of the image that calls: a look at memory that has no other moment
+    """
+
+    def __init__(self, core: Core, convention: CallingConvention, firmware: FirmwareMemory, images: Images) -> None:
+        self.core = core
+        self.machine: Machine = convention.machine
+        self.heap = Heap(self.machine, core)
+        self.before: Callable[[str], None] | None = None
+        self._convention = convention
+        self._firmware = firmware
+        self._images = images
+        self._texts: dict[bytes, str] = {}
+        self._nobody = BootServices(core, "guest")
+        self._monotonic = 0
+        boot = {name: self._write(_thunk(self, name)) for name in BOOT_SERVICES if name}
+        unsupported = self._write(self._unsupported)
+        self.tables = Tables(firmware, boot, dict.fromkeys(RUNTIME_SERVICES, unsupported))
+        get16 = self._write(lambda *_: HOST_BRIDGE)
+        self.pcd = firmware.place(
+            b"".join(struct.pack("<Q", get16 if name == "Get16" else unsupported) for name in PCD_SERVICES)
+        )
+
+    def caller(self, sp: int) -> BootServices:
+        """The services of the image that has called with the stack pointer `sp`."""
+        image = self._images.caller(self.machine.u64(sp))
+        return self._nobody if image is None else image.services
+
+    def _write(self, thunk: Thunk) -> int:
+        """A trap for a thunk. The one place where a refusal becomes the status that guest code sees."""
+        caller = self.caller
+
+        def handler(a: int, b: int, c: int, d: int, sp: int) -> int:
+            services = caller(sp)
+            if self.before is not None:
+                self.before(services.agent)
+            try:
+                return thunk(services, a, b, c, d, sp) or 0
+            except EfiError as error:
+                return int(error.status)
+
+        return self._convention.write_trap(handler)
+
+    # ---- values ---------------------------------------------------------------------------------------------------
+
+    def _guid(self, address: int) -> str:
+        """The GUID at an address as text, "" for NULL."""
+        if not address:
+            return ""
+        raw = self.machine.read(address, 16)
+        text = self._texts.get(raw)
+        if text is None:
+            text = self._texts[raw] = str(uuid.UUID(bytes_le=raw))
+        return text
+
+    def _argument(self, sp: int, index: int) -> int:
+        return self._convention.argument(sp, index)
+
+    def _show(self, protocol: str, interface: int, agent: str) -> None:
+        """Give the core an object for an interface that it looks at itself."""
+        if not interface:
+            return
+        if protocol == guids.DRIVER_BINDING_PROTOCOL:
+            self.core.place(interface, GuestBinding(self._images, interface, agent))
+        elif protocol == guids.DEVICE_PATH_PROTOCOL:
+            self.core.place(interface, self._device_path(interface))
+
+    def _device_path(self, address: int) -> bytes:
+        """The device path at an address, with its end node; cut off where it has none."""
+        machine = self.machine
+        end = address
+        while end < address + _DEVICE_PATH_MAX:
+            kind, subtype, size = struct.unpack("<BBH", machine.read(end, 4))
+            end += max(size, 4)
+            if kind == 0x7F and subtype == 0xFF:
+                break
+        return machine.read(address, end - address)
+
+    def _pairs(self, first: int, more: Callable[[int], int]) -> tuple[tuple[str, int], ...]:
+        """The (protocol, interface) pairs of a C caller, up to the null pointer that ends them."""
+        pairs: list[tuple[str, int]] = []
+        index = first
+        while len(pairs) < _PAIRS_MAX:
+            protocol = more(index)
+            if not protocol:
+                break
+            pairs.append((self._guid(protocol), more(index + 1)))
+            index += 2
+        return tuple(pairs)
+
+    # ---- task priority and events ---------------------------------------------------------------------------------
+
+    def _raise_tpl(self, services: BootServices, new: int, *_: int) -> int:
+        return int(services.raise_tpl(new))
+
+    def _restore_tpl(self, services: BootServices, old: int, *_: int) -> None:
+        services.restore_tpl(old)
+
+    def _create_event(self, services: BootServices, kind: int, tpl: int, function: int, context: int, sp: int) -> None:
+        out = self._argument(sp, 4)
+        event = services.create_event(kind & _MASK32, tpl, self._function(kind, function), context, bool(out))
+        self.machine.put_u64(out, event)
+
+    def _create_event_ex(
+        self, services: BootServices, kind: int, tpl: int, function: int, context: int, sp: int
+    ) -> None:
+        group, out = self._guid(self._argument(sp, 4)), self._argument(sp, 5)
+        notify = self._function(kind, function)
+        event = services.create_event_ex(kind & _MASK32, tpl, notify, context, group, bool(out))
+        self.machine.put_u64(out, event)
+
+    def _function(self, kind: int, address: int) -> GuestFunction | None:
+        if not address or not kind & (EVT_NOTIFY_SIGNAL | EVT_NOTIFY_WAIT):
+            return None
+        return GuestFunction(self._images, address)
+
+    def _close_event(self, services: BootServices, event: int, *_: int) -> None:
+        services.close_event(event)
+
+    def _signal_event(self, services: BootServices, event: int, *_: int) -> None:
+        services.signal_event(event)
+
+    def _check_event(self, services: BootServices, event: int, *_: int) -> None:
+        services.check_event(event)
+
+    def _wait_for_event(self, services: BootServices, count: int, events: int, out: int, *_: int) -> None:
+        machine = self.machine
+        ids = struct.unpack(f"<{count}Q", machine.read(events, count * 8)) if 0 < count <= 4096 else ()
+        try:
+            index = services.wait_for_event(ids, bool(out))
+        except WaitError as error:
+            if out:
+                machine.put_u64(out, error.index)
+            raise
+        if out:
+            machine.put_u64(out, index)
+
+    def _set_timer(self, services: BootServices, event: int, kind: int, time: int, *_: int) -> None:
+        services.set_timer(event, kind & _MASK32, time)
+
+    def _stall(self, services: BootServices, microseconds: int, *_: int) -> None:
+        services.stall(microseconds)
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def _allocate_pool(self, services: BootServices, kind: int, size: int, out: int, *_: int) -> None:
+        address = services.allocate_pool(kind & _MASK32, size, bool(out))
+        self.heap.pool_allocated(address, size)
+        self.machine.put_u64(out, address)
+
+    def _free_pool(self, services: BootServices, address: int, *_: int) -> None:
+        services.free_pool(address)
+        self.heap.pool_freed(address, services.agent)
+
+    def _allocate_pages(
+        self, services: BootServices, kind: int, memory_type: int, count: int, out: int, _: int
+    ) -> None:
+        wanted = self.machine.u64(out) if out else 0
+        address = services.allocate_pages(kind & _MASK32, memory_type & _MASK32, count, wanted, bool(out))
+        self.heap.pages_allocated(address, count)
+        self.machine.put_u64(out, address)
+
+    def _free_pages(self, services: BootServices, address: int, count: int, *_: int) -> None:
+        services.free_pages(address, count)
+        self.heap.pages_freed(address, count)
+
+    def _get_memory_map(self, services: BootServices, size: int, out: int, key: int, each: int, sp: int) -> None:
+        machine = self.machine
+        version = self._argument(sp, 4)
+        try:
+            descriptors, map_key, descriptor_size = services.get_memory_map(
+                machine.u64(size) if size else None, bool(out)
+            )
+        except MemoryMapTooSmall as refusal:
+            machine.put_u64(size, refusal.size_bytes)
+            self._put_if(each, refusal.descriptor_size_bytes)
+            raise
+        data = b"".join(
+            struct.pack("<IIQQQQ", kind, 0, start, 0, pages, attributes).ljust(descriptor_size, b"\0")
+            for kind, start, pages, attributes in descriptors
+        )
+        machine.write(out, data)
+        machine.put_u64(size, len(data))
+        self._put_if(key, map_key)
+        self._put_if(each, descriptor_size)
+        if version:
+            machine.put_u32(version, 1)
+
+    def _put_if(self, address: int, value: int) -> None:
+        if address:
+            self.machine.put_u64(address, value)
+
+    # ---- protocols ------------------------------------------------------------------------------------------------
+
+    def _install_protocol_interface(
+        self, services: BootServices, handle: int, protocol: int, kind: int, interface: int, _: int
+    ) -> None:
+        machine = self.machine
+        guid = self._guid(protocol)
+        self._show(guid, interface, services.agent)
+        new = services.install_protocol_interface(
+            machine.u64(handle) if handle else 0, guid, kind & _MASK32, interface, bool(handle)
+        )
+        machine.put_u64(handle, new)
+
+    def _install_multiple_protocol_interfaces(
+        self, services: BootServices, handle: int, b: int, c: int, d: int, sp: int
+    ) -> None:
+        machine = self.machine
+        pairs = self._pairs(1, lambda index: (handle, b, c, d)[index] if index < 4 else self._argument(sp, index))
+        for guid, interface in pairs:
+            self._show(guid, interface, services.agent)
+        new = services.install_multiple_protocol_interfaces(machine.u64(handle) if handle else None, *pairs)
+        machine.put_u64(handle, new)
+
+    def _uninstall_protocol_interface(
+        self, services: BootServices, handle: int, protocol: int, interface: int, *_: int
+    ) -> None:
+        services.uninstall_protocol_interface(handle, self._guid(protocol), interface)
+
+    def _uninstall_multiple_protocol_interfaces(
+        self, services: BootServices, handle: int, b: int, c: int, d: int, sp: int
+    ) -> None:
+        pairs = self._pairs(1, lambda index: (handle, b, c, d)[index] if index < 4 else self._argument(sp, index))
+        services.uninstall_multiple_protocol_interfaces(handle, *pairs)
+
+    def _reinstall_protocol_interface(
+        self, services: BootServices, handle: int, protocol: int, old: int, new: int, _: int
+    ) -> None:
+        guid = self._guid(protocol)
+        self._show(guid, new, services.agent)
+        services.reinstall_protocol_interface(handle, guid, old, new)
+
+    def _handle_protocol(self, services: BootServices, handle: int, protocol: int, out: int, *_: int) -> None:
+        interface = services.handle_protocol(handle, self._guid(protocol), bool(out))
+        self.machine.put_u64(out, interface)
+
+    def _open_protocol(self, services: BootServices, handle: int, protocol: int, out: int, agent: int, sp: int) -> None:
+        controller, attributes = self._argument(sp, 4), self._argument(sp, 5) & _MASK32
+        try:
+            interface = services.open_protocol(handle, self._guid(protocol), agent, controller, attributes, bool(out))
+        except RefusalWithValue as refusal:
+            self._put_if(out, refusal.value)
+            raise
+        self._put_if(out, interface)
+
+    def _close_protocol(
+        self, services: BootServices, handle: int, protocol: int, agent: int, controller: int, _: int
+    ) -> None:
+        services.close_protocol(handle, self._guid(protocol), agent, controller)
+
+    def _open_protocol_information(
+        self, services: BootServices, handle: int, protocol: int, out: int, count: int, _: int
+    ) -> None:
+        address, records = services.open_protocol_information(handle, self._guid(protocol))
+        data = b"".join(struct.pack("<QQII", *record) for record in records)
+        self._give_buffer(address, max(24, len(data)), data, out, count, len(records))
+
+    def _protocols_per_handle(self, services: BootServices, handle: int, out: int, count: int, *_: int) -> None:
+        address, protocols = services.protocols_per_handle(handle, bool(out and count))
+        data = b"".join(struct.pack("<Q", self._firmware.guid(protocol)) for protocol in protocols)
+        self._give_buffer(address, len(data), data, out, count, len(protocols))
+
+    def _locate_handle_buffer(
+        self, services: BootServices, kind: int, protocol: int, key: int, count: int, sp: int
+    ) -> None:
+        out = self._argument(sp, 4)
+        address, handles = services.locate_handle_buffer(kind & _MASK32, self._guid(protocol), key, bool(out and count))
+        data = struct.pack(f"<{len(handles)}Q", *handles)
+        self._give_buffer(address, len(data), data, out, count, len(handles))
+
+    def _give_buffer(self, address: int, size: int, data: bytes, out: int, count: int, number: int) -> None:
+        """Hand over a pool buffer that the core has allocated for the caller."""
+        self.heap.pool_allocated(address, size)
+        self.machine.write(address, data)
+        self.machine.put_u64(out, address)
+        self.machine.put_u64(count, number)
+
+    def _locate_handle(self, services: BootServices, kind: int, protocol: int, key: int, size: int, sp: int) -> None:
+        machine = self.machine
+        out = self._argument(sp, 4)
+        try:
+            handles = services.locate_handle(
+                kind & _MASK32, self._guid(protocol), key, machine.u64(size) if size else None, bool(out)
+            )
+        except RefusalWithValue as refusal:
+            machine.put_u64(size, refusal.value)
+            raise
+        machine.write(out, struct.pack(f"<{len(handles)}Q", *handles))
+        machine.put_u64(size, len(handles) * 8)
+
+    def _locate_protocol(self, services: BootServices, protocol: int, key: int, out: int, *_: int) -> None:
+        self._put_if(out, 0)
+        interface = services.locate_protocol(self._guid(protocol), key, bool(out))
+        self.machine.put_u64(out, interface)
+
+    def _register_protocol_notify(self, services: BootServices, protocol: int, event: int, out: int, *_: int) -> None:
+        registration = services.register_protocol_notify(self._guid(protocol), event, bool(out))
+        self.machine.put_u64(out, registration)
+
+    # ---- drivers and images ---------------------------------------------------------------------------------------
+
+    def _connect_controller(
+        self, services: BootServices, controller: int, drivers: int, path: int, recursive: int, _: int
+    ) -> None:
+        named: list[int] = []
+        while drivers and len(named) < _PAIRS_MAX:
+            handle = self.machine.u64(drivers)
+            if not handle:
+                break
+            named.append(handle)
+            drivers += 8
+        remaining = self._device_path(path) if path else None
+        services.connect_controller(controller, tuple(named), remaining, bool(recursive & 0xFF))
+
+    def _disconnect_controller(self, services: BootServices, controller: int, driver: int, child: int, *_: int) -> None:
+        services.disconnect_controller(controller, driver, child)
+
+    def _unload_image(self, services: BootServices, handle: int, *_: int) -> None:
+        services.unload_image(handle)
+
+    def _exit_boot_services(self, services: BootServices, handle: int, key: int, *_: int) -> None:
+        services.exit_boot_services(handle, key)
+
+    def _install_configuration_table(self, services: BootServices, guid: int, table: int, *_: int) -> None:
+        services.install_configuration_table(self._guid(guid), table)
+        self.tables.set_configuration_tables(self.core.configuration_tables.tables)
+
+    # ---- what is no service of the core ---------------------------------------------------------------------------
+
+    def _get_next_monotonic_count(self, services: BootServices, out: int, *_: int) -> None:
+        if not out:
+            raise EfiError(EfiStatus.INVALID_PARAMETER)
+        self._monotonic += 1
+        self.machine.put_u64(out, self._monotonic)
+
+    def _set_watchdog_timer(self, services: BootServices, *_: int) -> None:
+        """Nobody here looks at the watchdog."""
+
+    def _calculate_crc32(self, services: BootServices, data: int, size: int, out: int, *_: int) -> None:
+        if not data or not size or not out:
+            raise EfiError(EfiStatus.INVALID_PARAMETER)
+        self.machine.put_u32(out, zlib.crc32(self.machine.read(data, size)))
+
+    def _copy_mem(self, services: BootServices, target: int, source: int, size: int, *_: int) -> None:
+        if size:
+            self.machine.write(target, self.machine.read(source, size))
+
+    def _set_mem(self, services: BootServices, target: int, size: int, value: int, *_: int) -> None:
+        if size:
+            self.machine.write(target, bytes([value & 0xFF]) * size)
+
+    def _unsupported(self, services: BootServices, *_: int) -> int:
+        return _UNSUPPORTED
+
+
+_NOT_MODELLED = frozenset({"LocateDevicePath", "LoadImage", "StartImage", "Exit"})
+
+
+def _thunk(thunks: Thunks, service: str) -> Thunk:
+    """The method for a service: `_allocate_pool` for "AllocatePool"."""
+    if service in _NOT_MODELLED:
+        return thunks._unsupported
+    name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in service)
+    name = name.replace("_t_p_l", "_tpl")
+    thunk: Any = getattr(thunks, name)
+    return thunk  # type: ignore[no-any-return]
