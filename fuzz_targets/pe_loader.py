@@ -2,8 +2,8 @@
 """Fuzzes the loader of real images with broken ones: nothing but ImageError, and what loads fits together.
 
 A libFuzzer program. Its inputs are files, not scenarios: a PE32+ or TE image, or an option ROM. libFuzzer's own mutator
-is right for them, with comparisons as feedback, because the magic numbers of the formats are compared with. Without a
-corpus on the command line it starts from `corpus/pe_loader/seeds`.
+is right for them, with comparisons as feedback, because the magic numbers of the formats are compared with; it starts
+from the images of `image_builder`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ if __name__ == "__main__":
         import guest.image
         import guest.option_rom  # noqa: F401 -- it has to be instrumented before the imports below find it
 
+from fuzz_targets.image_builder import samples  # noqa: E402
 from guest import ExtraMissing, image, option_rom  # noqa: E402
 from guest.image import Image, ImageError, parse  # noqa: E402
 
-SEEDS = ROOT / "corpus" / "pe_loader" / "seeds"
+SEEDS = tuple(samples().values())
 INPUT_SIZE_MAX = 4096  # bytes; an image with every part that the loader looks at needs a quarter of it
 BASES = (0, 0x7654_3000, 0xFFFF_FFFF_FFFF_F000)
 
@@ -73,18 +74,21 @@ def _check(data: bytes) -> None:
     check(data)  # libFuzzer takes an answer for a request to drop the input
 
 
+def mutate(data: bytes, max_size: int, seed: int) -> bytes:
+    """What libFuzzer makes of `data`, or of one of the seeds where that is nothing yet, as it is in the beginning."""
+    if len(data) < 2:
+        return SEEDS[seed % len(SEEDS)][:max_size]
+    changed: bytes = atheris.Mutate(data, max_size)
+    return changed
+
+
 def main() -> NoReturn:
     """Run libFuzzer over `check`; every exception is a crash."""
     given = sys.argv[1:]
     options = [] if any(one.startswith("-max_len=") for one in given) else [f"-max_len={INPUT_SIZE_MAX}"]
-    seeds = [] if any(not one.startswith("-") for one in given) else [f"-seed_inputs={','.join(_seeds())}"]
-    atheris.Setup([str(Path(sys.argv[0]).resolve()), *options, *given, *seeds], _check)
+    atheris.Setup([str(Path(sys.argv[0]).resolve()), *options, *given], _check, custom_mutator=mutate)
     atheris.Fuzz()
     raise AssertionError("atheris.Fuzz() returned")
-
-
-def _seeds() -> list[str]:
-    return [str(path) for path in sorted(SEEDS.iterdir())]
 
 
 if __name__ == "__main__":

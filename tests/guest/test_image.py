@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fuzz_targets.image_builder import DATA_PART, TEXT_PART, Part, pe, relocation_block, te
 from fuzz_targets.pe_loader import check
 from guest import image
 from guest.image import ImageError, parse
-from tests.guest.images import DATA_PART, TEXT_PART, Part, pe, relocation_block, te
 
 TWO_POINTERS = relocation_block(0x2000, [(0, 10), (8, 10)])
 FORMS = pytest.mark.parametrize("build", [pe, te], ids=["PE32+", "TE"])

@@ -1,4 +1,4 @@
-"""Small images that the tests build: PE32+ and TE files, option ROMs and firmware volumes, sound or broken on purpose."""
+"""Builds small PE32+ and TE files, option ROMs and firmware volumes, sound or broken on purpose: for tests and fuzzing."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def volume(*files: bytes) -> bytes:
     return (header + struct.pack("<IIII", size // 0x1000, 0x1000, 0, 0) + body).ljust(size, b"\xff")
 
 
-def corpus() -> dict[str, bytes]:
-    """What the fuzz target `pe_loader` starts from: file names and bytes."""
+def samples() -> dict[str, bytes]:
+    """One image for each way through the loader, by name: what the fuzz target `pe_loader` starts from."""
     pointers = relocation_block(0x2000, [(0, 10), (8, 3), (0, 0)])
     packed = Part(b".text", 0x240, bytes(0x40)), Part(b".data", 0x280, bytes(0x20))
     return {
