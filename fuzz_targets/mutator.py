@@ -40,8 +40,11 @@ if TYPE_CHECKING:
     from fuzz_targets.guidance import Archive
     from fuzz_targets.registry import Target
 
-LENGTH_LIKED = 10
+LENGTH_LIKED = 8
 """Operations beyond which mutation deletes before it does anything else."""
+
+LENGTH_MAX = 16
+"""Operations that a changed scenario has at most. A campaign's speed hangs on it."""
 
 ARCHIVE_SHARE = 0.4
 """How often the input to be changed comes from the archive of states instead of from libFuzzer's corpus."""
@@ -284,7 +287,7 @@ class Mutator:
         if self.archive is not None and rng.random() < ARCHIVE_SHARE:
             kept = self.archive.choose(rng)
             scenario = scenario if kept is None else self.pinned(codec.decode(kept))
-        return fitted(mutate(scenario, rng, target), max_size)
+        return fitted(shortened(mutate(scenario, rng, target), rng), max_size)
 
     def crossed(self, first: bytes, second: bytes, max_size: int, seed: int) -> bytes:
         """What `custom_crossover` gives; raises what goes wrong."""
@@ -296,7 +299,7 @@ class Mutator:
         scenario = crossover(self.pinned(codec.decode(first)), codec.decode(second), rng)
         if rng.random() < 0.5:
             scenario = mutate(scenario, rng, self.target)
-        return fitted(scenario, max_size)
+        return fitted(shortened(scenario, rng), max_size)
 
     def pinned(self, scenario: Scenario) -> Scenario:
         """The scenario in the target's world, with the campaign's design and fault."""
@@ -312,6 +315,15 @@ class Mutator:
         self.errors += 1
         self.failure = error
         return data[:max_size]
+
+
+def shortened(scenario: Scenario, rng: Random) -> Scenario:
+    """The scenario with at most `LENGTH_MAX` operations, those that stay chosen at random."""
+    steps = scenario.operations
+    if len(steps) <= LENGTH_MAX:
+        return scenario
+    stay = sorted(rng.sample(range(len(steps)), LENGTH_MAX))
+    return scenario.with_operations([steps[index] for index in stay])
 
 
 def fitted(scenario: Scenario, max_size: int) -> bytes:

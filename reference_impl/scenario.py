@@ -41,6 +41,7 @@ WORLDS: dict[str, str] = {
 
 DEVICE_KINDS = ("block", "network", "console")
 MAX_DEVICES = 4  # at the start; more can be added while it runs
+MAX_DEVICES_EVER = 8  # as many as operations can name
 MAX_OPERATIONS = 200
 MAX_ORDER = 16  # notifications that a permutation may name
 
@@ -82,10 +83,10 @@ FAILURES: dict[str, tuple[str, Any]] = {
     failure_name(call, status): (call, status) for call, statuses in CALLS.items() for status in statuses
 }
 
-_CHILDREN = tuple(f"child-{index}" for index in range(8))
+_CHILDREN = tuple(f"child-{index}" for index in range(MAX_DEVICES_EVER))
 _CONTROLLER = Choice("controller", ("bus", *_CHILDREN))
 _DRIVERS = ("xenbus", "block", "network", "console")
-_DEVICE = Choice("device", tuple(range(8)))
+_DEVICE = Choice("device", tuple(range(MAX_DEVICES_EVER)))
 _SELECTORS = tuple(range(256))
 
 CORE_CALLS = tuple(call for call in CALLS if not call.startswith(("EVTCHNOP", "HVMOP", "XENMEM", "XS_")))

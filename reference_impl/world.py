@@ -15,7 +15,7 @@ from collections.abc import Callable
 from reference_impl import core_world, ring_world
 from reference_impl.failures import ALLOCATIONS, CLEANUP, Failures
 from reference_impl.faulty import faulty
-from reference_impl.scenario import FAILURES, Operation, Scenario
+from reference_impl.scenario import FAILURES, MAX_DEVICES_EVER, Operation, Scenario
 from reference_impl.trace import Kind, Phase, StepBudgetExceeded, Trace
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
@@ -139,6 +139,8 @@ class PlatformWorld:
         self.core.failures.arm(call, nth, status)
 
     def _add_device(self, kind: str) -> None:
+        if len(self.platform.devices) == MAX_DEVICES_EVER:
+            raise SkippedError("the machine has no place for another device")
         self.platform.add_device(kind)
 
     def _remove_device(self, index: int) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fuzz_targets import codec, mutator
 from fuzz_targets.generator import generate
 from fuzz_targets.guidance import Archive
-from fuzz_targets.mutator import LENGTH_LIKED, Mutator, crossover, fitted, mutate
+from fuzz_targets.mutator import LENGTH_LIKED, LENGTH_MAX, Mutator, crossover, fitted, mutate
 from fuzz_targets.registry import TARGETS, Target
 from reference_impl.scenario import MAX_OPERATIONS, Scenario, operation, scenario
 from tests.fuzz_targets.scenarios import checked, scenarios
@@ -233,3 +233,13 @@ def test_fitted_leaves_operations_off_at_the_end() -> None:
     for size in range(len(whole)):
         assert len(fitted(MADE, size)) <= size
         checked(codec.decode(fitted(MADE, size)))
+
+
+def test_what_is_mutated_or_crossed_stays_short():
+    """However long the inputs are: a long scenario runs slowly, and a campaign would be full of them."""
+    target = TARGETS["lifecycle"]
+    long = codec.encode(scenario(design="reference-count", operations=(operation("connect"), operation("exit")) * 40))
+    changes = Mutator(target, "reference-count", "")
+    for seed in range(300):
+        assert len(codec.decode(changes.mutated(long, 4096, seed)).operations) <= LENGTH_MAX
+        assert len(codec.decode(changes.crossed(long, long, 4096, seed)).operations) <= LENGTH_MAX

@@ -8,6 +8,7 @@ import pytest
 
 from fuzz_targets.generator import generate
 from fuzz_targets.registry import TARGETS
+from oracles import judge
 from reference_impl.scenario import DESIGNS, operation
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi.status import EfiStatus
@@ -139,3 +140,14 @@ def test_a_map_that_moves_during_the_exit_is_seen_by_the_operating_system():
     trace = run(platform("disconnect", CONNECT, EXIT, devices=("block",)))
     (record,) = records(trace, Kind.TAKE_OVER, "memory-map")
     assert "has moved on" in record.status
+
+
+def test_a_machine_has_as_many_devices_as_operations_can_name():
+    """The ninth device is refused, so that no scenario grows a machine without bound."""
+    add = operation("add-device", kind="console")
+    trace = run(platform("reference-count", *[add] * 7, CONNECT, EXIT, devices=("block", "block")))
+    assert [record.status for record in records(trace, Kind.OPERATION)][5:7] == [
+        None,
+        "the machine has no place for another device",
+    ]
+    assert judge(trace) == []
