@@ -235,8 +235,9 @@ def test_fitted_leaves_operations_off_at_the_end() -> None:
         checked(codec.decode(fitted(MADE, size)))
 
 
-def test_what_is_mutated_or_crossed_stays_short():
+def test_what_is_mutated_or_crossed_stays_short(monkeypatch):
     """However long the inputs are: a long scenario runs slowly, and a campaign would be full of them."""
+    monkeypatch.setattr(mutator, "GENERATE_SHARE", 0)
     target = TARGETS["lifecycle"]
     long = codec.encode(scenario(design="reference-count", operations=(operation("connect"), operation("exit")) * 40))
     changes = Mutator(target, "reference-count", "")
