@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from reference_impl.failures import Failures
 from reference_impl.trace import Kind, Phase, StepBudgetExceeded, Trace
+from reference_impl.uefi.definitions import BOOT_SERVICES_DATA
 from reference_impl.uefi.status import EfiError, EfiStatus
 
 if TYPE_CHECKING:
@@ -131,40 +132,14 @@ class Core:
 
     def allocate(self, size_bytes: int) -> int:
         """Pool for the core's own records. Raises EfiError(OUT_OF_RESOURCES). Recorded as CORE_MEMORY."""
-        address = self.memory.allocate_pool(4, size_bytes, "DxeCore")
-        trace = self.trace
-        trace.records.append(
-            (
-                _CORE_MEMORY,
-                self.outer_agent,
-                trace.tpl,
-                trace.depth,
-                trace.phase,
-                self.outer_service,
-                ("allocate", size_bytes),
-                None,
-                address,
-            )
-        )
+        address = self.memory.allocate_pool(BOOT_SERVICES_DATA, size_bytes, "DxeCore")
+        self.trace.add(_CORE_MEMORY, self.outer_agent, self.outer_service, ("allocate", size_bytes), None, address)
         return address
 
     def free(self, address: int) -> None:
         """Give back what `allocate` gave. Recorded as CORE_MEMORY."""
         self.memory.free_pool(address, "DxeCore")
-        trace = self.trace
-        trace.records.append(
-            (
-                _CORE_MEMORY,
-                self.outer_agent,
-                trace.tpl,
-                trace.depth,
-                trace.phase,
-                self.outer_service,
-                ("free", 0),
-                None,
-                address,
-            )
-        )
+        self.trace.add(_CORE_MEMORY, self.outer_agent, self.outer_service, ("free", 0), None, address)
 
 
 def service(name: str, plain: Callable[..., tuple[Any, ...]] | None = None) -> Callable[[F], F]:
