@@ -70,7 +70,7 @@ _PLATFORM_WEIGHTS = {
     "exit": 1,
     "disconnect": 6,
     "request": 5,
-    "fail": 8,
+    "fail": 4,
     "add-device": 4,
     "remove-device": 4,
     "backend": 4,
@@ -145,8 +145,8 @@ def generate(rng: Random, target: Target, design: str, fault: str = "") -> Scena
     if target.world == "platform":
         devices = random_devices(rng, profile)
         # What is armed or slowed down first hits the very first start.
-        while rng.random() < 0.3:
-            operations.append(swarm.fail() if rng.random() < 0.7 else random_operation(rng, "backend"))
+        while rng.random() < 0.25:
+            operations.append(swarm.fail() if rng.random() < 0.6 else random_operation(rng, "backend"))
         if rng.random() < profile.connect:
             operations.append(operation("connect"))
         operations += swarm.body(profile.body_mean)

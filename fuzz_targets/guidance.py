@@ -11,8 +11,8 @@ What a feature is:
 - two notifications that run one after the other: each new order is one;
 - an armed failure, with the entry point and the phase in which it fired;
 - a value of a reference count or of a variable that a driver keeps; a transition of a xenbus state;
-- how often, roughly, things came that are worth counting: operations, entry points, steps of exits, moves of the memory
-  map, failures that fired.
+- how often, roughly, things came that are worth counting: entry points, steps of exits, moves of the memory map, failures
+  that fired, records as a whole.
 
 Numbers come from CRC-32 over text, so they are the same in every process. Two features seldom share a number; where
 they do, one of them is not noticed.
@@ -31,6 +31,10 @@ SIZE_BITS = 15
 SIZE = 1 << SIZE_BITS
 _MASK = SIZE - 1
 _CACHE_MAX = 1 << 16
+
+# Beyond these, more is no news: or else ever longer scenarios take over the corpus, because they reach ever higher counts.
+_COUNT_MAX = 8
+_RECORDS_MAX = 1 << 9
 
 _ENTRY, _INJECTED = int(Kind.ENTRY), int(Kind.INJECTED)
 _EXIT, _MAP_KEY = int(Kind.EXIT), int(Kind.MAP_KEY)
@@ -95,6 +99,8 @@ class Features:
                 if kind == _ENTRY:
                     around[agent] = contexts[name, status in _FINE]
         self._add_special(trace.records, special, found)
+        if trace.records:
+            found.add(self._number("times", "records", min(len(trace.records), _RECORDS_MAX).bit_length()))
         return found
 
     def _new_code(self, key: tuple[int, str, int, str, object]) -> int:
@@ -113,7 +119,8 @@ class Features:
         if number is None:
             number = feature(*what)
             _keep(self._numbers, what, number)
-            self.groups[number] = what[0]
+            if what[0] != "times":
+                self.groups[number] = what[0]
         return number
 
     def _add_special(self, records: list[RecordTuple], places: list[int], found: set[int]) -> None:
@@ -125,6 +132,8 @@ class Features:
             what: tuple[object, ...] = (name, phase)
             if kind in _STATES:
                 # A device's path without its number: the second disk is no news.
+                if type(value) is int and value > _COUNT_MAX:
+                    value = _COUNT_MAX
                 found.add(number(kind, agent, name.rpartition("/")[0] or name, arguments, value, phase))
                 continue
             if kind == _ENTRY:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from fuzz_targets.guidance import Archive
     from fuzz_targets.registry import Target
 
-LENGTH_LIKED = 8
-"""Operations beyond which mutation deletes before it does anything else."""
+LENGTH_LIKED = 10
+"""Operations beyond which every other mutation begins with a deletion."""
 
 LENGTH_MAX = 16
 """Operations that a changed scenario has at most. A campaign's speed hangs on it."""
@@ -60,10 +60,10 @@ def mutate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     """A scenario near to `scenario`: one change most often, up to five. World, design and fault stay."""
     for _ in range(5):
         # Insertion and mixture make scenarios longer all the time; a long one runs slowly and says little more.
-        long = len(scenario.operations) > LENGTH_LIKED
+        long = len(scenario.operations) > LENGTH_LIKED and rng.random() < 0.5
         change = _delete if long else rng.choices(_CHANGES, _WEIGHTS)[0]
         scenario = change(scenario, rng, target)
-        if rng.random() < 0.6:
+        if rng.random() < 0.75:
             break
     return scenario
 
@@ -223,8 +223,8 @@ _CHANGE_WEIGHTS: dict[_Change, int] = {
     _swap: 3,
     _replace: 3,
     _argument: 8,
-    _splice: 3,
-    _order: 4,
+    _splice: 2,
+    _order: 5,
     _reconnection: 1,
     _devices: 2,
 }

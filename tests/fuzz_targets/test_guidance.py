@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 
 from fuzz_targets import guidance
 from fuzz_targets.generator import generate
@@ -32,8 +33,12 @@ def _call(name: str, status: object, phase: Phase = Phase.BOOT, agent: str = "Dx
     return (Kind.SERVICE, agent, depth, phase, name, (), status, None)
 
 
+_LENGTHS = {feature("times", "records", bits) for bits in range(12)}
+
+
 def _features(*rows: Row) -> set[int]:
-    return Features().of(_trace(*rows))
+    """The features but for the one that says how long the trace is."""
+    return Features().of(_trace(*rows)) - _LENGTHS
 
 
 REFUSED = EfiStatus.OUT_OF_RESOURCES
@@ -56,7 +61,7 @@ def test_a_cache_does_not_change_the_features() -> None:
     subject = Features()
     first = subject.of(_trace(*rows))
     subject.of(_trace(_entry("Other", "Stop")))
-    assert subject.of(_trace(*rows)) == first == _features(*rows)
+    assert subject.of(_trace(*rows)) == first == Features().of(_trace(*rows))
 
 
 def test_caches_do_not_grow_for_ever(monkeypatch: object) -> None:
@@ -132,11 +137,31 @@ def test_states_are_features_with_their_values() -> None:
 
 def test_how_often_something_happens_is_a_feature_by_powers_of_two() -> None:
     """One, two, three attempts differ; five and six do not."""
-    attempt = (Kind.EXIT, "DxeCore", 0, Phase.RETRY, "attempt", (), None, None)
-    by_count = [_features(*[attempt] * count) for count in range(1, 10)]
+    by_count = _attempts(range(1, 10))
     assert len({frozenset(found) for found in by_count[:4]}) == 4
     assert by_count[4] == by_count[5]
     assert by_count[6] != by_count[7]
+
+
+def test_the_length_of_a_trace_is_a_feature_up_to_a_limit() -> None:
+    """So every run that records anything gives feedback, and long ones get no more of it than others."""
+    call = _call("AllocatePool", EfiStatus.SUCCESS)
+    by_length = [Features().of(_trace(*[call] * length)) for length in (0, 1, 2, 600, 5000)]
+    assert by_length[0] == set()
+    assert by_length[1] != by_length[2]
+    assert by_length[3] == by_length[4]
+
+
+def test_ever_more_of_the_same_is_no_news() -> None:
+    """Or else long scenarios would be kept for nothing but their length."""
+    assert len({frozenset(found) for found in _attempts((600, 1200, 2400))}) == 1
+    many, more = ((Kind.REFERENCE, "Bus", 0, Phase.BOOT, "AddReference", (), None, value) for value in (20, 30))
+    assert _features(many) == _features(more)
+
+
+def _attempts(counts: Iterable[int]) -> list[set[int]]:
+    attempt = (Kind.EXIT, "DxeCore", 0, Phase.RETRY, "attempt", (), None, None)
+    return [_features(*[attempt] * count) for count in counts]
 
 
 def test_features_do_not_depend_on_the_process() -> None:
@@ -190,7 +215,8 @@ def test_guidance_hits_one_counter_for_each_feature() -> None:
 
     subject = Guidance(reserve)
     assert len(reserved) == SIZE
-    trace = _trace(_entry("Dxe", "Start", REFUSED), _call("AllocatePool", REFUSED))
+    counted = (Kind.REFERENCE, "Bus", 0, Phase.BOOT, "AddReference", (), None, 1)
+    trace = _trace(_entry("Dxe", "Start", REFUSED), _call("AllocatePool", REFUSED), counted)
     hits: list[int] = []
     subject.feed(b"input", trace, hits.append)
     assert sorted(hits) == sorted(1000 + number for number in Features().of(trace))
