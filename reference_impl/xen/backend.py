@@ -129,6 +129,7 @@ class Backend:
     delay           platform steps that pass before a reaction; 0: in the step of the cause itself
     asked_to_close  the control domain wants the device gone
     removed         the nodes of both ends are gone
+    silent          it never reacts again
     """
 
     __slots__ = (
@@ -148,6 +149,7 @@ class Backend:
         "kind",
         "path",
         "removed",
+        "silent",
         "state",
     )
 
@@ -166,6 +168,7 @@ class Backend:
         self.delay = 0
         self.asked_to_close = False
         self.removed = False
+        self.silent = False
         self._reaction_due = _NONE
         self._request_due = _NONE
         self._port = _NONE
@@ -216,15 +219,27 @@ class Backend:
 
     def notified(self, agent: str) -> None:
         """The front end has sent the event channel: a request waits in its page."""
+        if self.silent:
+            return
         if self.delay:
             self._request_due = self.delay
             self._platform.busy = True
         else:
             self._serve()
 
+    def fall_silent(self) -> None:
+        """It hangs: nothing that was due happens, and nothing will. What it holds it goes on holding."""
+        self.silent = True
+        self._reaction_due = self._request_due = _NONE
+
+    def die(self) -> None:
+        """Its domain is destroyed: the hypervisor takes back pages and port, the nodes stay as they are."""
+        self.fall_silent()
+        self._disconnect()
+
     def ask_to_close(self) -> bool:
-        """The control domain wants the device gone. False where it is gone already."""
-        if self.removed:
+        """The control domain wants the device gone. False where it is gone already, or does not listen."""
+        if self.removed or self.silent:
             return False
         if not self.asked_to_close:
             self.asked_to_close = True
@@ -259,7 +274,7 @@ class Backend:
 
     def _expect_reaction(self) -> None:
         wanted = (self.state, self.frontend_state) in REACTIONS or (self.asked_to_close and self.state == _S.CLOSED)
-        if wanted and self._reaction_due == _NONE and not self.removed:
+        if wanted and self._reaction_due == _NONE and not self.removed and not self.silent:
             self._reaction_due = self.delay
             self._platform.busy = True
 

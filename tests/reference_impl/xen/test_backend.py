@@ -330,3 +330,37 @@ def test_a_closing_device_is_known_by_any_path_of_it() -> None:
     assert all(platform.device_is_closing(path) for path in paths)
     for path in ("device/vif/0/state", "device", "/local/domain/0/backend/vbd", "/local/domain/1/name", "data"):
         assert not platform.device_is_closing(path)
+
+
+def test_a_silent_backend_answers_neither_requests_nor_states() -> None:
+    """It holds what it had mapped, and no number of steps brings it on; nor can it be asked to close."""
+    guest, port = connected("block")
+    device = guest.platform.devices[0]
+    device.fall_silent()
+    before = states(guest)
+    guest.hypercalls.event_channel_send(port)
+    guest.write(f"{device.path}/state", b"5")
+    assert not any(guest.platform.step() for _ in range(100))
+    assert [move for move in states(guest)[len(before) :] if move[0] == "backend"] == []
+    assert guest.platform.grant_table.mapped
+    assert guest.platform.remove_device(0) is False
+
+
+def test_what_was_due_when_a_backend_fell_silent_never_comes() -> None:
+    """A reaction on its way is lost as well."""
+    guest, _ = connected("block", delay=3)
+    device = guest.platform.devices[0]
+    guest.write(f"{device.path}/state", b"5")
+    device.fall_silent()
+    assert not any(guest.platform.step() for _ in range(10))
+    assert device.state == S.CONNECTED
+
+
+def test_a_backend_that_dies_holds_nothing_any_more() -> None:
+    """The hypervisor takes pages and port back, and the nodes still say Connected."""
+    guest, _ = connected("network")
+    device = guest.platform.devices[0]
+    device.die()
+    assert not guest.platform.grant_table.mapped
+    assert guest.read(f"{device.backend_path}/state") == b"4"
+    assert device.state == S.CONNECTED
