@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 WARM_UP = 200  # executions before the clock starts, in every engine
 CHAIN = "six-stage-chain"
-CHAIN_LIMIT = 60_000  # executions after which a seed counts as not found
+CHAIN_LIMIT = 20_000  # executions after which a seed counts as not found
 
 
 # ---- children: one process each, because atheris never gives a process back -----------------------------------------
