@@ -40,16 +40,18 @@ if TYPE_CHECKING:
     from fuzz_targets.guidance import Archive
     from fuzz_targets.registry import Target
 
-LENGTH_LIKED = 10
-"""Operations beyond which every other mutation begins with a deletion."""
+LENGTH_LIKED = 16
+"""Operations beyond which every other mutation begins with a deletion. Shorter ones run faster, but every operation of
+them matters, and then nearly every change is for the worse: with 10 the planted chain of six stages took twice as many
+executions and more."""
 
-LENGTH_MAX = 16
+LENGTH_MAX = 24
 """Operations that a changed scenario has at most. A campaign's speed hangs on it."""
 
 ARCHIVE_SHARE = 0.4
 """How often the input to be changed comes from the archive of states instead of from libFuzzer's corpus."""
 
-GENERATE_SHARE = 0.2
+GENERATE_SHARE = 0.1
 """How often a mutation is a wholly new scenario."""
 
 
