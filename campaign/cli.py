@@ -403,6 +403,39 @@ def coverage(
     return Exit.NOTHING_FOUND if measured.enough else Exit.FINDINGS
 
 
+# ---- real images --------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def inspect(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE",
+            help="File .efi, option ROM, or module of firmware by name or GUID: OVMF_CODE_4M.fd:XenBusDxe.",
+            show_default=False,
+        ),
+    ],
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """Say what a real image is: its form, its sections, and the known protocols whose GUIDs are in its data."""
+    from guest import ExtraMissing
+    from guest.image import ImageError
+    from guest.inspect import describe
+
+    try:
+        report = describe(image)
+    except ImageError as error:
+        raise UsageProblem(str(error)) from None
+    except ExtraMissing as error:
+        raise CampaignFailure(str(error)) from None
+    if output_format is Format.JSON:
+        _print_json(report.as_object())
+    else:
+        print("\n".join(report.lines()))
+    return Exit.NOTHING_FOUND
+
+
 # ---- names --------------------------------------------------------------------------------------------------------
 
 
