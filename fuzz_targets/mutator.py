@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
 LENGTH_LIKED = 16
 """Operations beyond which every other mutation begins with a deletion. Shorter ones run faster, but every operation of
-them matters, and then nearly every change is for the worse: with 10 the planted chain of six stages took twice as many
-executions and more."""
+them matters, so that nearly every change is for the worse."""
 
 LENGTH_MAX = 24
 """Operations that a changed scenario has at most. A campaign's speed hangs on it."""
