@@ -157,6 +157,7 @@ def _fuzz_unguided(config: WorkerConfig, store: FindingStore, on_verdict: Callba
                 verdict = target.run(scenario)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 on_verdict(data, scenario, verdict)
+                verdict.trace.records.clear()
             except (Exception, _Timeout):
                 write_atomically(Path(config.folder, "crash.bin"), data)
                 raise
