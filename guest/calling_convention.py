@@ -4,8 +4,8 @@ Arguments are in RCX, RDX, R8, R9 and then on the stack, above 32 bytes of shado
 
 Python touches no register. Both ways go through a few bytes of guest code and the mailbox:
 
-* `write_trap` writes a function that puts RCX, RDX, R8, R9 and RSP into the mailbox, traps, and returns the answer that
-  the handler has left there.
+* `write_trap` writes a function that puts RCX, RDX, R8, R9, RSP and its return address into the mailbox, traps, and
+  returns the answer that the handler has left there.
 * The *gate* loads arguments from the mailbox, calls a function, leaves its answer, and stops. It keeps the stack pointer
   by itself, so a call from inside of a trap's handler finds everything as it was.
 
@@ -141,6 +141,8 @@ class CallingConvention:
             + struct.pack("<Q", MAILBOX)
             + spill
             + b"\x49\x89\x62\x20"  # mov [r10+0x20], rsp
+            b"\x48\x8b\x04\x24"  # mov rax, [rsp]
+            b"\x49\x89\x42\x28"  # mov [r10+0x28], rax
             b"\xba"  # mov edx, port
              + struct.pack("<I", port) + b"\xed"  # in eax, dx
             b"\x48\xa1"  # mov rax, [ANSWER]

@@ -28,7 +28,7 @@ _NO_MORE_FRAMES = 0x1000
 class Images:
     """The images of one world, and the way into their code."""
 
-    __slots__ = ("_bases", "_by_base", "_entered", "_next", "convention", "firmware", "machine")
+    __slots__ = ("_bases", "_by_base", "_callers", "_entered", "_next", "convention", "firmware", "machine")
 
     def __init__(self, convention: CallingConvention, firmware: FirmwareMemory) -> None:
         self.convention = convention
@@ -37,18 +37,24 @@ class Images:
         self._next = convention.end
         self._bases: list[int] = []
         self._by_base: dict[int, GuestImage] = {}
+        self._callers: dict[int, GuestImage] = {}  # what `at` answered for return addresses
         self._entered = 0  # the function of guest code that the core has entered last, and that has not returned
 
     def load(self, image: Image, services: BootServices) -> GuestImage:
-        """Place an image in memory, relocated. `services` are those that it calls; it must have its image handle."""
-        alignment = max(image.alignment, PAGE)
-        base = -(-self._next // alignment) * alignment
+        """Place an image in memory, relocated; one that was there before comes to its old place.
+
+        `services` are those that it calls; it must have its image handle.
+        """
+        base = next((base for base, known in self._by_base.items() if known.source is image), 0)
         size = -(-image.size_of_image // PAGE) * PAGE
-        assert base + size <= CODE_END, "no room for more images"
-        self._next = base + size + PAGE  # the page between two images is never there
-        loaded = GuestImage(self, image, base, size, services)
-        self._bases.append(base)
-        self._by_base[base] = loaded
+        if not base:
+            alignment = max(image.alignment, PAGE)
+            base = -(-self._next // alignment) * alignment
+            assert base + size <= CODE_END, "no room for more images"
+            self._next = base + size + PAGE  # the page between two images is never there
+            self._bases.append(base)
+        loaded = self._by_base[base] = GuestImage(self, image, base, size, services)
+        self._callers.clear()
         loaded.place()
         return loaded
 
@@ -64,7 +70,13 @@ class Images:
         """Whose code called a service. A function that ends with the call has no return address of its own any more:
         then it is the image that was entered.
         """
-        return self.at(return_address) or self.at(self._entered)
+        image = self._callers.get(return_address)
+        if image is None:
+            image = self.at(return_address)
+            if image is None:
+                return self.at(self._entered)
+            self._callers[return_address] = image
+        return image
 
     def place_of(self, address: int) -> str:
         """An address as people read it: "XenBusDxe+0x2af"."""
@@ -86,13 +98,13 @@ class Images:
             raise EfiError(_KNOWN.get(status, EfiStatus.ABORTED))
 
     def backtrace(self, fault: GuestFault) -> tuple[str, ...]:
-        """Where the fault was, and who called, from the inside out.
+        """Where the fault was, if that was in an image, and who called, from the inside out.
 
         Drivers keep no frame pointers, so this is what on the stack looks like a return address: it points into an
         image, right behind a call.
         """
         machine = self.machine
-        frames = [self.place_of(fault.pc)]
+        frames = [self.place_of(fault.pc)] if self.at(fault.pc) else []
         sp = fault.sp & -8
         end = min(sp + STACK_SCAN, STACK_END)
         while sp < end and len(frames) < FRAMES_MAX:
@@ -103,22 +115,23 @@ class Images:
             if image is not None and _follows_call(machine.read(word - 7, 7) if word - 7 >= image.base else b""):
                 frames.append(self.place_of(word))
             sp += 8
-        return tuple(frames)
+        return tuple(frames) or (self.place_of(fault.pc),)
 
 
 class GuestImage:
     """One loaded image.
 
     name      in traces
+    source    what it was loaded from
     base      where it was loaded; `size` whole pages
     services  the boot services table that it calls through, in Python
     """
 
-    __slots__ = ("_image", "_images", "base", "name", "services", "size")
+    __slots__ = ("_images", "base", "name", "services", "size", "source")
 
     def __init__(self, images: Images, image: Image, base: int, size: int, services: BootServices) -> None:
         self._images = images
-        self._image = image
+        self.source = image
         self.name = image.name
         self.base = base
         self.size = size
@@ -137,7 +150,7 @@ class GuestImage:
         """
         machine = self._images.machine
         machine.map(self.base, self.size, READ | WRITE | EXECUTE)
-        machine.write(self.base, self._image.mapped(self.base).ljust(self.size, b"\0"))
+        machine.write(self.base, self.source.mapped(self.base).ljust(self.size, b"\0"))
 
     def remove(self) -> None:
         """Take the image away: what still points into it points to nothing."""
@@ -145,7 +158,7 @@ class GuestImage:
 
     def entry_point(self, system_table: int) -> None:
         """Run the image's entry point. Raises EfiError for the status that it answers (UEFI 2.10 §4.1)."""
-        self._images.enter(self.base + self._image.entry_point, self.handle, system_table)
+        self._images.enter(self.base + self.source.entry_point, self.handle, system_table)
 
 
 class GuestFunction:

@@ -13,10 +13,10 @@ How it works
   calls services, and services call guest code.
 * An exception cannot pass through Unicorn. It is kept, the processor stopped, and it is raised again where `run` was
   called, level by level.
-* A loop that calls nothing is seen in two ways. A machine that counts (`Counting`) sees every basic block: after each
+* A loop that calls nothing is seen in two ways. A machine that counts (`counting`) sees every basic block: after each
   `SPIN_BLOCKS` blocks without a trap `spinning` is asked whether anything outside can still change, and a loop that
   waits for nothing is a fault. That costs as much as all else together; so a machine that does not count is only
-  watched by the clock, and whoever runs it repeats the run on one that counts (`NotCountedError`).
+  watched by the clock of the processor, and whoever runs it repeats the run on one that counts (`NotCountedError`).
 
 This is the only module that knows Unicorn. Making a `Machine` raises ExtraMissing where it is not installed.
 """
@@ -27,6 +27,7 @@ import ctypes
 import mmap
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,20 +43,20 @@ TRAP_PORTS = 0x5A00  # 256 ports that belong to traps; no platform device of a P
 TRAPS_MAX = 256
 
 MAILBOX = 0x1E90_0000
-"""Where traps leave their arguments: five words (four arguments, the stack pointer), and behind them the answer."""
-ANSWER = MAILBOX + 40
+"""Where traps leave six words (four arguments, stack pointer, return address), and behind them the answer."""
+ANSWER = MAILBOX + 48
 STACK_END = 0x1F00_0000
 STACK_SIZE = 0x10_0000
 CODE = STACK_END  # traps and images, up to CODE_END
 CODE_END = 0x1F40_0000
 
-SPIN_BLOCKS = 50_000
-SPINS_MAX = 200
+SPIN_BLOCKS = 5_000
+SPINS_MAX = 1_000
 WATCH_SECONDS = 3.0
 
 READ, WRITE, EXECUTE = 1, 2, 4
 
-_MAILBOX = struct.Struct("<5Q")
+_MAILBOX = struct.Struct("<6Q")
 _U64 = struct.Struct("<Q")
 _U32 = struct.Struct("<I")
 _U16 = struct.Struct("<H")
@@ -84,8 +85,8 @@ _EXCEPTIONS = {
     19: "SIMD floating-point error",
 }
 
-Trap = Callable[[int, int, int, int, int], int]
-"""What runs for a trap: gets four arguments and the stack pointer at the trap's first instruction, gives the answer."""
+Trap = Callable[[int, int, int, int, int, int], int]
+"""What runs for a trap: four arguments, the stack pointer and the return address at its first instruction → answer."""
 
 
 class GuestFault(BaseException):
@@ -154,9 +155,12 @@ class Machine:
         self.map(MAILBOX, PAGE)
         self.map(STACK_END - STACK_SIZE, STACK_SIZE)
         self._uc.reg_write(self._sp, STACK_END - 64)
+        self._watch = None if counting else _Watch(self)
 
     def close(self) -> None:
         """Give the processor and the memory back. Nothing of the machine may be used afterwards."""
+        if self._watch is not None:
+            self._watch.end()
         for hook in self._hooks:
             self._uc.hook_del(hook)
         self._hooks = []
@@ -181,7 +185,6 @@ class Machine:
         if outermost:
             self._blocks = self._spins = 0
         self._level += 1
-        watch = _watch(self) if outermost and not self.counting else None
         uc = self._uc
         try:
             uc.emu_start(address, self.stop_address)
@@ -190,8 +193,6 @@ class Machine:
                 self._error = self._as_fault(error)
         finally:
             self._level -= 1
-            if watch is not None:
-                watch.cancel()
         if self._error is None:
             pc = uc.reg_read(self._pc)
             if pc != self.stop_address:
@@ -207,8 +208,9 @@ class Machine:
         """Let the processor come back soon, from another thread: the run ends with NotCountedError."""
         if self._error is None:
             self._error = NotCountedError()
-        if self._uc is not None:
-            self._uc.emu_stop()
+        uc = self._uc
+        if uc is not None:
+            uc.emu_stop()
 
     def _on_in(self, uc: Any, port: int, size: int, _: Any) -> int:
         number = port - TRAP_PORTS
@@ -342,10 +344,13 @@ class Machine:
         memory, offset = self._find(address, len(data), "write")
         memory[offset : offset + len(data)] = data
 
-    def view(self, address: int, size: int) -> memoryview:
-        """The guest's bytes themselves."""
-        memory, offset = self._find(address, size, "read")
-        return memoryview(memory)[offset : offset + size]
+    def physical(self, address: int) -> memoryview | None:
+        """The page at `address` as a device sees it, whether the guest may see it or not; None where there is none."""
+        if address < MEMORY_END:
+            return memoryview(self._ram)[address : address + PAGE]
+        if POOL_WINDOW <= address < POOL_WINDOW + POOL_SIZE:
+            return memoryview(self._pool)[address - POOL_WINDOW : address - POOL_WINDOW + PAGE]
+        return None
 
     def u64(self, address: int) -> int:
         """The 64-bit word at `address`."""
@@ -384,9 +389,33 @@ def _address_of(memory: mmap.mmap) -> int:
     return ctypes.addressof(anchor)
 
 
-def _watch(machine: Machine) -> threading.Timer:
-    """Stop the machine when the time is over."""
-    timer = threading.Timer(WATCH_SECONDS, machine.stop)
-    timer.daemon = True
-    timer.start()
-    return timer
+class _Watch:
+    """Stops a machine that has used up `WATCH_SECONDS` of processor time: the load of the host must not count."""
+
+    __slots__ = ("_begin", "_machine", "_timer")
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine: Machine | None = machine
+        self._begin = time.process_time()
+        self._timer = self._start(WATCH_SECONDS)
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._machine = None
+        self._timer.cancel()
+
+    def _start(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, self._look)
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _look(self) -> None:
+        machine = self._machine
+        if machine is None:
+            return
+        left = WATCH_SECONDS - (time.process_time() - self._begin)
+        if left > 0:
+            self._timer = self._start(left)
+        else:
+            machine.stop()

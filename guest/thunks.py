@@ -27,7 +27,7 @@ from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.core import Core
 from reference_impl.uefi.definitions import EVT_NOTIFY_SIGNAL, EVT_NOTIFY_WAIT
-from reference_impl.uefi.events import WaitError
+from reference_impl.uefi.events import POLL_100NS, WaitError
 from reference_impl.uefi.handle_database import RefusalWithValue
 from reference_impl.uefi.memory import MemoryMapTooSmall
 from reference_impl.uefi.status import EfiError, EfiStatus
@@ -68,17 +68,14 @@ class Thunks:
             b"".join(struct.pack("<Q", get16 if name == "Get16" else unsupported) for name in PCD_SERVICES)
         )
 
-    def caller(self, sp: int) -> BootServices:
-        """The services of the image that has called with the stack pointer `sp`."""
-        image = self._images.caller(self.machine.u64(sp))
-        return self._nobody if image is None else image.services
-
     def _write(self, thunk: Thunk) -> int:
         """A trap for a thunk. The one place where a refusal becomes the status that guest code sees."""
-        caller = self.caller
+        caller = self._images.caller
+        nobody = self._nobody
 
-        def handler(a: int, b: int, c: int, d: int, sp: int) -> int:
-            services = caller(sp)
+        def handler(a: int, b: int, c: int, d: int, sp: int, return_address: int) -> int:
+            image = caller(return_address)
+            services = nobody if image is None else image.services
             if self.before is not None:
                 self.before(services.agent)
             try:
@@ -176,11 +173,15 @@ class Thunks:
         try:
             index = services.wait_for_event(ids, bool(out))
         except WaitError as error:
-            if out:
-                machine.put_u64(out, error.index)
+            self._put_if(out, error.index)
             raise
-        if out:
-            machine.put_u64(out, index)
+        except EfiError:
+            # Refused above TPL_APPLICATION, a driver asks again and again: time passes meanwhile, as anywhere else.
+            core = self.core
+            core.idle()
+            core.events.advance(POLL_100NS)
+            raise
+        self._put_if(out, index)
 
     def _set_timer(self, services: BootServices, event: int, kind: int, time: int, *_: int) -> None:
         services.set_timer(event, kind & _MASK32, time)

@@ -39,13 +39,17 @@ _XENBUS_NODE_OFFSET = 144  # of XENBUS_PROTOCOL.Node
 _NAME_MAX = 64
 
 
+class CannotStart(Exception):  # noqa: N818 - named for what it says
+    """An image cannot be started in this world. The message is one line that says why."""
+
+
 def open_drivers(firmware: str = FIRMWARE) -> dict[str, Image]:
     """The images of the world, by the scenario's names. Raises ImageError where they cannot be had."""
     return {name: open_image(f"{firmware}:{module}") for name, module in MODULES.items()}
 
 
 def run(scenario: Scenario, drivers: Mapping[str, Image]) -> Trace:
-    """Run `scenario` in a new world. The same scenario and the same images give the same trace.
+    """Run `scenario` in a new world. The same scenario and the same images give the same trace. Raises CannotStart.
 
     Where a backend takes its time, the guest turns in loops without calling anything, and only a machine that counts
     knows how to go on. Elsewhere counting costs as much as all the rest, so the run is repeated with it where it is
@@ -53,27 +57,27 @@ def run(scenario: Scenario, drivers: Mapping[str, Image]) -> Trace:
     """
     delayed = any(step.kind == "backend" and step.arguments[1] for step in scenario.operations)
     for counting in (delayed, True):
-        world = GuestWorld(scenario, drivers, counting)
+        machine = Machine(counting)
         try:
-            return world.run()
+            return GuestWorld(scenario, drivers, machine).run()
         except NotCountedError:
             continue
         finally:
-            world.close()
+            machine.close()
     raise AssertionError("a machine that counts does not ask for one")
 
 
 class GuestWorld(PlatformWorld):
     """One machine with real drivers, and what a scenario can do to it."""
 
-    def __init__(self, scenario: Scenario, drivers: Mapping[str, Image], counting: bool = False) -> None:
+    def __init__(self, scenario: Scenario, drivers: Mapping[str, Image], machine: Machine) -> None:
         # Everything but the drivers is as in the platform world, on other memory.
         self.scenario = scenario
         self.trace = Trace()
         failures = Failures(self.trace, self._may_fail)
         core = self.core = Core(self.trace, failures)
         core.events.order = scenario.order
-        self.machine = Machine(counting)
+        self.machine = machine
         self.platform: GuestPlatform = GuestPlatform(
             self.machine, self.trace, failures, scenario.reconnection, scenario.devices
         )
@@ -106,16 +110,15 @@ class GuestWorld(PlatformWorld):
         path = core.place(memory.place(_CONTROLLER_PATH), _CONTROLLER_PATH)
         self._controller = install(0, guids.DEVICE_PATH_PROTOCOL, path)
         install(self._controller, guids.XENIO_PROTOCOL, memory.place(struct.pack("<Q", GRANT_TABLE_ADDRESS)))
-        try:
-            for name in self._sources:
+        for name, image in self._sources.items():
+            try:
                 self._install_image(name, lambda agent: load(core, agent))
-        except (GuestFault, EfiError):
-            return  # the records stay: they are what there is to look at
+            except EfiError as refusal:
+                raise CannotStart(f"{image.name}: its entry point answers {refusal.status}") from None
+            except GuestFault as fault:
+                frames = " < ".join(self.images.backtrace(fault))
+                raise CannotStart(f"{image.name}: its entry point ends in a fault: {fault.kind} at {frames}") from None
         del records[:]
-
-    def close(self) -> None:
-        """Give the machine back."""
-        self.machine.close()
 
     def run(self) -> Trace:
         """Do every operation; the trace. Raises NotCountedError, see `run` of the module."""
@@ -204,6 +207,8 @@ class GuestWorld(PlatformWorld):
         machine.write(interface, loaded_image)
         status = self.core.enter(image.name, "EntryPoint", (image.handle,), image.entry_point, system_table)
         if status:
+            image.remove()
+            del self._loaded[name]
             raise EfiError(status)
         unload = machine.u64(interface + 88)
         if unload:

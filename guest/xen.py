@@ -81,10 +81,8 @@ class GuestPlatform(XenPlatform):
         return number, cast(bytearray, view)
 
     def _page_of_the_guest(self, gfn: int) -> bytearray:
-        address = gfn * PAGE
-        if gfn in self.hypervisor.pages or not self.machine.is_mapped(address):
-            return self.hypervisor.memory_page(gfn)
-        return cast(bytearray, self.machine.view(address, PAGE))
+        page = None if gfn in self.hypervisor.pages else self.machine.physical(gfn * PAGE)
+        return self.hypervisor.memory_page(gfn) if page is None else cast(bytearray, page)
 
     def show_physmap(self) -> None:
         """Let the guest see the hypervisor's pages where the physmap has them now."""
@@ -196,8 +194,6 @@ class BlockBackend(Backend):
         flags, domain, gfn = struct.unpack_from("<HHI", frame, reference % ENTRIES_PER_FRAME * 8)
         if not flags & PERMIT_ACCESS or domain != PEER_DOMAIN or (for_writing and flags & READONLY):
             return None
-        if not self._platform.memory_page(gfn):
-            return None
         return self._platform.memory_page(gfn)
 
 
@@ -228,8 +224,8 @@ class HypercallPage:
     def _write(self, convention: CallingConvention, number: int, serve: Callable[[Hypercalls, int, int], int]) -> None:
         """Let the hypercall `number` lead to `serve`. The one place where a refusal becomes a negative errno."""
 
-        def handler(operation: int, argument: int, _2: int, _3: int, sp: int) -> int:
-            image = self._images.caller(self._machine.u64(sp))
+        def handler(operation: int, argument: int, _2: int, _3: int, _4: int, return_address: int) -> int:
+            image = self._images.caller(return_address)
             agent = "guest" if image is None else image.name
             self._platform.look(agent)
             calls = self._calls.get(agent)

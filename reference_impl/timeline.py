@@ -201,9 +201,11 @@ def _driver_state(record: Record) -> str:
 
 def _fault(record: Record) -> str:
     address, *frames = record.arguments
-    what = record.value if record.name == "exception" else record.name
-    if record.name in ("read", "write", "fetch"):
-        what = f"{record.name} of {address:#x}, where nothing is"
+    what = record.name
+    if what in ("read", "write", "fetch"):
+        what += f" of {address:#x}, where nothing is"
+    if record.value:
+        what += f", {record.value}"
     return f"{record.agent} faults: {what}, at {', called from '.join(frames)}"
 
 

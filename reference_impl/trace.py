@@ -52,14 +52,15 @@ class Kind(IntEnum):
     MAP_KEY        the memory map key moves, "bump"; (old, new)
     EXIT           a step of ExitBootServices: "attempt", "before-group", "timers-off", "key-check", "failed-group",
                    "exit-group", "runtime"
-    MEMORY         misuse that the memory model saw: "use-after-free", "double-free", "foreign-free"; (address, owner)
+    MEMORY         misuse that the memory model saw: "use-after-free", "double-free", "foreign-free", "overrun";
+                   (address, owner)
     TAKE_OVER      a step of the operating system: "memory-map", "store", "grant-table", "event-channel", or a device;
                    details; "OK" or what is in the way; the agent responsible
     STUCK          the run ends because nothing moves on: "step-budget", "no-progress" or "nesting"; (in which call,)
     DRIVER_STATE   a variable in which a driver keeps its state takes a value that it never had: its name; (); None;
                    the value
     FAULT          guest code did what no processor allows, and the run ends: "read", "write", "fetch" of memory that is
-                   not there, "exception", "halt"; (address, where, who called …); None; the exception in words
+                   not there, "exception", "halt"; (address, where, who called …); None; which exception, or None
     """
 
     OPERATION = 0

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("unicorn", reason="the extra [efi] is not installed")
 
 from guest.calling_convention import CallingConvention
-from guest.machine import CODE_END, EXECUTE, PAGE, READ, WRITE, GuestFault, Machine
+from guest.machine import CODE_END, EXECUTE, PAGE, READ, SPINS_MAX, WRITE, GuestFault, Machine
 from reference_impl.uefi.memory import POOL_WINDOW
 
 PLACE = CODE_END - PAGE
@@ -46,7 +46,7 @@ def test_trap_gets_arguments_and_its_answer_returns(convention):
     """A trap is a function like any other to guest code."""
     seen = []
 
-    def handler(a, b, c, d, sp):
+    def handler(a, b, c, d, sp, _):
         seen.append((a, b, c, d))
         return 41
 
@@ -59,7 +59,7 @@ def test_trap_reads_arguments_on_the_stack(convention):
     """The fifth argument is above the shadow space: mov rax, 7; mov [rsp+0x20], rax before the call."""
     seen = []
 
-    def handler(a, b, c, d, sp):
+    def handler(a, b, c, d, sp, _):
         seen.append(convention.argument(sp, 4))
         return 0
 
@@ -72,7 +72,7 @@ def test_trap_reads_arguments_on_the_stack(convention):
 def test_handler_calls_the_guest_which_traps_again(convention):
     """Calls nest, and each level gets its own answer."""
 
-    def handler(level, b, c, d, sp):
+    def handler(level, b, c, d, sp, _):
         return convention.call(code, level - 1) + 10 if level else 100
 
     code = put(convention, calling(convention.write_trap(handler)))
@@ -82,7 +82,7 @@ def test_handler_calls_the_guest_which_traps_again(convention):
 def test_exception_of_a_handler_comes_out_of_all_levels(convention):
     """Nothing is lost in the emulator, and the machine works afterwards."""
 
-    def handler(level, b, c, d, sp):
+    def handler(level, b, c, d, sp, _):
         if not level:
             raise KeyError("mine")
         return convention.call(code, level - 1)
@@ -125,7 +125,7 @@ def test_dead_loop_is_a_fault_on_a_machine_that_counts():
         convention.call(put(convention, b"\xeb\xfe"))
     assert caught.value.kind == "dead-loop"
     assert caught.value.pc == PLACE
-    assert len(asked) == 200
+    assert len(asked) == SPINS_MAX
 
 
 def test_fault_inside_a_call_from_a_handler_says_where_it_was(convention):

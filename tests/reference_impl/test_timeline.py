@@ -183,6 +183,15 @@ PHRASES = [
     ),
     (record(Kind.STUCK, "Drv", "step-budget"), "run ended: step-budget, Drv"),
     (record(Kind.DRIVER_STATE, "Drv", "worn", (), None, 3), "Drv: its worn becomes 3"),
+    (
+        record(Kind.FAULT, "Drv", "write", (0x10, "Drv+0x2f", "Drv+0x8")),
+        "Drv faults: write of 0x10, where nothing is, at Drv+0x2f, called from Drv+0x8",
+    ),
+    (
+        record(Kind.FAULT, "Drv", "exception", (0, "Drv+0x2f"), None, "divide error"),
+        "Drv faults: exception, divide error, at Drv+0x2f",
+    ),
+    (record(Kind.FAULT, "Drv", "halt", (0, "Drv+0x2f")), "Drv faults: halt, at Drv+0x2f"),
 ]  # fmt: skip
 
 
