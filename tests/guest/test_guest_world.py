@@ -159,6 +159,20 @@ def test_drivers_write_sectors(made):
     assert world.platform.devices[0].sectors == {7: b"new data" * 64, 8: b"new data" * 64}
 
 
+def test_start_stop_start_gives_all_but_the_shared_info_page_back(made):
+    """The shipped Stop() keeps one reserved page each time: the shared info page, which stays in the physmap."""
+    world = made(CONNECT, DISCONNECT, CONNECT)
+    memory = world.core.memory
+    held, reserved = [], []
+    for index, step in enumerate(world.scenario.operations):
+        world.do(index, step)
+        held.append(sum(memory.live_count(agent) for agent in ("XenBusDxe", "XenPvBlkDxe", "DevicePathDxe")))
+        reserved.append(sum(kind == 0 for _, kind, _ in memory._pages.values()))
+    assert reserved == [1, 1, 2]
+    assert held[2] == held[0] + 1
+    assert statuses(world.trace) == [None, None, None]
+
+
 @pytest.mark.parametrize("delay", [1, 3])
 def test_backend_that_takes_its_time_is_waited_for(drivers, delay):
     """A driver that only reads memory until something changes gets there, as time passes meanwhile."""
