@@ -190,7 +190,7 @@ class XenStoreClient:
     # ---- reset ----------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Bring the ring back to the state in which somebody else can begin; see `reference_impl.xen` for the two ways."""
+        """Bring the ring back to the state in which somebody else can begin; `shared_ring` tells the two ways."""
         ring = self._ring
         self.in_use = False
         self._watches.clear()
