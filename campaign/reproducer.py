@@ -1,5 +1,7 @@
 """A reproducer: a folder that stands alone and shows one finding.
 
+    README.md       what is wrong, for a reader who has never heard of this project
+    sequence.svg    the run as a sequence diagram, with the broken step marked
     scenario.yaml   the scenario, to read, edit and commit
     scenario.bin    the same as bytes
     raw.bin         the bytes as the fuzzer found them
@@ -24,6 +26,8 @@ from pathlib import Path
 
 import msgspec
 
+from campaign.diagram import sequence_diagram
+from campaign.explanation import explanation
 from campaign.minimize import Judge, signatures
 from fuzz_targets import codec, scenario_yaml
 from fuzz_targets.harness import Verdict
@@ -38,6 +42,8 @@ SCENARIO_BYTES = "scenario.bin"
 RAW_BYTES = "raw.bin"
 VERDICT = "verdict.json"
 TIMELINE = "timeline.txt"
+README = "README.md"
+DIAGRAM = "sequence.svg"
 
 VERSION = 1
 
@@ -126,8 +132,23 @@ def write(
     )
     test_name = f"test_{re.sub(r'[^A-Za-z0-9]+', '_', name)}"
     text = scenario_yaml.dump(scenario)
+    files = {
+        DIAGRAM: "the run as a sequence diagram",
+        SCENARIO_YAML: "the scenario, to read, edit and commit",
+        SCENARIO_BYTES: "the same as bytes",
+        RAW_BYTES: "the bytes as the fuzzer found them",
+        VERDICT: "the verdict for programs",
+        TIMELINE: "everything that happens in the run, with the broken step marked",
+        f"{test_name}.py": "a pytest test that fails while the bug is there",
+    }
+    tested = scenario.design or scenario.world
+    diagram = sequence_diagram(
+        verdict.trace, finding, f"{finding.oracle}/{finding.rule} by {finding.agent} in {tested}"
+    )
     story = "\n".join(timeline.lines(verdict.trace, {finding.step: sentence_of(finding)}))
     with _appearing_at_once(folder / name) as place:
+        (place / README).write_text(explanation(scenario, finding, verdict, orders, files), encoding="utf-8")
+        (place / DIAGRAM).write_text(diagram, encoding="utf-8")
         (place / SCENARIO_YAML).write_text(text, encoding="utf-8")
         (place / SCENARIO_BYTES).write_bytes(codec.encode(scenario))
         (place / RAW_BYTES).write_bytes(raw)

@@ -18,7 +18,7 @@ What a number stands for follows from the argument's name (`_MEANINGS`); a GUID 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import IntEnum, IntFlag
 from functools import cache
 from typing import Any
@@ -73,11 +73,22 @@ _ERRNO = {-2: "-ENOENT", -3: "-ESRCH", -12: "-ENOMEM", -16: "-EBUSY", -17: "-EEX
 _TEXT_MAX = 60  # characters of one value
 
 
-def lines(trace: Trace, marks: Mapping[int, str] | None = None) -> Iterator[str]:
-    """The lines of the timeline. `marks` maps steps to a sentence, which stands below the marked step."""
+def lines(trace: Trace, marks: Mapping[int, str] | None = None, only: Collection[int] | None = None) -> Iterator[str]:
+    """The lines of the timeline.
+
+    marks  maps steps to a sentence, which stands below the marked step
+    only   the steps of an excerpt; "⋯" stands for what is left out
+    """
     marks = marks or {}
     yield HEADER
+    left_out = False
     for step, fields in enumerate(trace.records):
+        if only is not None and step not in only:
+            left_out = True
+            continue
+        if left_out:
+            left_out = False
+            yield f"{'⋯':>8}"
         record = Record(*fields)
         mark = ">>>" if step in marks else "   "
         if record.kind == Kind.OPERATION:
@@ -89,6 +100,8 @@ def lines(trace: Trace, marks: Mapping[int, str] | None = None) -> Iterator[str]
             yield f"{mark}{step:>5}  {Phase(record.phase).name:<7}  {tpl:<11}  {what}".rstrip()
         if step in marks:
             yield f"{' ' * 10}>>> {marks[step]}"
+    if left_out:
+        yield f"{'⋯':>8}"
 
 
 def describe(record: Record) -> str:

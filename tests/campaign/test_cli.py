@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import typer
 
-from campaign import cli
+from campaign import cli, reproducer
 from campaign.cli import What, call, descriptions
 from fuzz_targets import codec, scenario_yaml
+from fuzz_targets.harness import run_and_judge
 from reference_impl.scenario import DESIGNS, operation, scenario
 
 FAILING = scenario(
@@ -239,6 +240,23 @@ def test_replay_answers_in_json(files: Path, capsys: pytest.CaptureFixture[str])
     assert "memory-services/direct-call/XenBusDxe/AllocatePool" in [one["signature"] for one in failing["findings"]]
     assert (quiet["path"], quiet["verdict"], quiet["findings"]) == ("quiet.bin", "PASSED", [])
     assert "FAILED failing.yaml" in err
+
+
+def test_a_folder_of_reproducers_is_a_regression_suite(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """FAILED or FIXED for each; the status is 1 as long as one of them fails, and 0 when all are fixed."""
+    found = run_and_judge(FAILING)
+    for finding in found.findings[:3]:
+        reproducer.write(files / "suite", FAILING, finding.signature, b"", found, orders=())
+    first, *others = sorted((files / "suite").iterdir())
+    fixed = scenario_yaml.dump(FAILING).replace("disconnect", "reference-count")
+    for path in others:
+        (path / "scenario.yaml").write_text(fixed)
+    out, _ = answer(capsys, "replay", "suite", "--brief", status=1)
+    verdicts = re.findall(r"^(FAILED|FIXED) (\S+):", out, re.MULTILINE)
+    assert verdicts == [("FAILED", f"suite/{first.name}"), *(("FIXED", f"suite/{path.name}") for path in others)]
+    (first / "scenario.yaml").write_text(fixed)
+    out, _ = answer(capsys, "replay", "suite", "--format", "json")
+    assert [one["verdict"] for one in json.loads(out)["scenarios"]] == ["FIXED"] * 3
 
 
 # ---- minimize and convert ---------------------------------------------------------------------------------------------

@@ -47,9 +47,11 @@ def test_a_reproducer_is_a_folder_that_says_everything(tmp_path):
     assert path == tmp_path / "out" / NAME
     test_name = "test_disconnect_memory_services_direct_call_XenBusDxe_AllocatePool.py"
     assert sorted(os.listdir(path)) == [
+        "README.md",
         "raw.bin",
         "scenario.bin",
         "scenario.yaml",
+        "sequence.svg",
         test_name,
         "timeline.txt",
         "verdict.json",
@@ -166,7 +168,7 @@ def test_a_failure_in_the_middle_leaves_the_earlier_reproducer(tmp_path, monkeyp
         write(tmp_path, SCENARIO, SIGNATURE, b"second", verdict(), orders=())
     assert list(tmp_path.iterdir()) == [path]
     assert (path / "raw.bin").read_bytes() == b"first"
-    assert len(list(path.iterdir())) == 6
+    assert len(list(path.iterdir())) == 8
 
 
 def test_an_earlier_reproducer_is_replaced_as_a_whole(tmp_path):
@@ -175,7 +177,7 @@ def test_an_earlier_reproducer_is_replaced_as_a_whole(tmp_path):
     (path / "notes.txt").write_text("mine")
     assert write(tmp_path, SCENARIO, SIGNATURE, b"second", verdict(), orders=()) == path
     assert (path / "raw.bin").read_bytes() == b"second"
-    assert len(list(path.iterdir())) == 6
+    assert len(list(path.iterdir())) == 8
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -59,6 +59,15 @@ def test_a_trace_without_marks_prints_unmarked():
     assert list(lines(trace))[1:] == ["       0  BOOT     APPLICATION  memory map key 1 → 2"]
 
 
+def test_an_excerpt_says_where_something_is_left_out():
+    """Once for each gap, however long it is."""
+    trace = Trace()
+    for key in range(6):
+        trace.add(Kind.MAP_KEY, "", "bump", (key, key + 1))
+    shown = [line.split()[0] for line in lines(trace, only={2, 3})]
+    assert shown == ["step", "⋯", "2", "3", "⋯"]
+
+
 PHRASES = [
     (
         record(
