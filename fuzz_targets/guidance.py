@@ -38,7 +38,8 @@ _RECORDS_MAX = 1 << 9
 
 _ENTRY, _INJECTED = int(Kind.ENTRY), int(Kind.INJECTED)
 _EXIT, _MAP_KEY = int(Kind.EXIT), int(Kind.MAP_KEY)
-_STATES = frozenset((int(Kind.REFERENCE), int(Kind.XENBUS_STATE), int(Kind.DRIVER_STATE)))
+_REFERENCE = int(Kind.REFERENCE)
+_STATES = frozenset((_REFERENCE, int(Kind.XENBUS_STATE), int(Kind.DRIVER_STATE)))
 _SPECIAL = _STATES | {_ENTRY, _INJECTED, _EXIT, _MAP_KEY}
 _BOOT = int(Phase.BOOT)
 
@@ -132,6 +133,8 @@ class Features:
             what: tuple[object, ...] = (name, phase)
             if kind in _STATES:
                 # A device's path without its number: the second disk is no news.
+                if kind == _REFERENCE:
+                    arguments = arguments[1:]
                 if type(value) is int and value > _COUNT_MAX:
                     value = _COUNT_MAX
                 found.add(number(kind, agent, name.rpartition("/")[0] or name, arguments, value, phase))

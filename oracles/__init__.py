@@ -1,20 +1,21 @@
 """Oracles: from a trace to findings. One family of rules a file; an oracle needs nothing but the trace.
 
 An oracle is a module with `ORACLE` (its name), `RULES` (what it can report: rule → source and sentence) and
-`check(trace)`. To add one is to write it and to name it in `_MODULES`.
+`check(reading)`. To add one is to write it and to name it in `_MODULES`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from oracles import connection_reset, hand_over, memory_services
+from oracles import connection_reset, hand_over, memory_services, reference_count
 from oracles.finding import Finding, Rule
+from oracles.reading import Reading
 from reference_impl.trace import Trace
 
-_MODULES = (connection_reset, memory_services, hand_over)
+_MODULES = (connection_reset, reference_count, memory_services, hand_over)
 
-ORACLES: dict[str, Callable[[Trace], Iterable[Finding]]] = {module.ORACLE: module.check for module in _MODULES}
+ORACLES: dict[str, Callable[[Reading], Iterable[Finding]]] = {module.ORACLE: module.check for module in _MODULES}
 
 DESCRIPTIONS: dict[str, str] = {module.ORACLE: (module.__doc__ or "").partition("\n")[0] for module in _MODULES}
 """Oracle → what it asks for, in one sentence."""
@@ -25,9 +26,10 @@ RULES: dict[str, dict[str, Rule]] = {module.ORACLE: module.RULES for module in _
 
 def judge(trace: Trace) -> list[Finding]:
     """Every oracle's findings in one trace: one for each signature, where it shows first, in order of steps."""
+    reading = Reading(trace)
     first: dict[str, Finding] = {}
     for check in ORACLES.values():
-        for finding in check(trace):
+        for finding in check(reading):
             known = first.get(finding.signature)
             if known is None or finding.step < known.step:
                 first[finding.signature] = finding

@@ -21,8 +21,8 @@ from __future__ import annotations
 from typing import Any
 
 from oracles.finding import Finding, Rule
-from oracles.reading import PLATFORM_AGENTS, answer, circumstances, start_of, tpl_name
-from reference_impl.trace import Kind, Phase, RecordTuple, Trace
+from oracles.reading import PLATFORM_AGENTS, Reading, answer, circumstances, start_of, tpl_name, type_of
+from reference_impl.trace import Kind, Phase, RecordTuple
 
 ORACLE = "hand-over"
 
@@ -46,9 +46,9 @@ _SERVICE, _MAP_KEY, _TAKE_OVER = int(Kind.SERVICE), int(Kind.MAP_KEY), int(Kind.
 _EXIT, _RUNTIME = int(Phase.EXIT), int(Phase.RUNTIME)
 
 
-def check(trace: Trace) -> list[Finding]:
+def check(reading: Reading) -> list[Finding]:
     """Judge what happened from the runtime phase on. Nothing is judged where the exit failed or was never tried."""
-    records = trace.records
+    records = reading.records
     findings = []
     store_failed = False
     for step in range(start_of(records, _RUNTIME), len(records)):
@@ -84,15 +84,10 @@ def _rule_and_subject(name: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
     What a backend holds is recorded under the resource, with the number of the grant or port and the device's path.
     """
     if name in ("grant-table", "event-channel") and len(arguments) == 2:
-        return ("grant-left" if name == "grant-table" else "event-channel-left"), _type_of(arguments[1])
+        return ("grant-left" if name == "grant-table" else "event-channel-left"), type_of(arguments[1])
     if name in RULES:
         return name, name
-    return "device", _type_of(name)
-
-
-def _type_of(path: str) -> str:
-    """The type of a device: "vbd" of "device/vbd/768"."""
-    return path.split("/")[1]
+    return "device", type_of(name)
 
 
 def _who_moved_the_map(records: list[RecordTuple]) -> str:

@@ -19,8 +19,8 @@ Three things are told apart:
 from __future__ import annotations
 
 from oracles.finding import Finding, Rule
-from oracles.reading import PLATFORM_AGENTS, answer, circumstances, start_of, tpl_name
-from reference_impl.trace import Kind, Phase, RecordTuple, Trace
+from oracles.reading import PLATFORM_AGENTS, Reading, answer, circumstances, start_of, tpl_name
+from reference_impl.trace import Kind, Phase, RecordTuple
 from reference_impl.uefi.status import EfiStatus
 
 ORACLE = "memory-services"
@@ -56,9 +56,9 @@ _SERVICE, _CORE_MEMORY = int(Kind.SERVICE), int(Kind.CORE_MEMORY)
 _EXIT, _RUNTIME = int(Phase.EXIT), int(Phase.RUNTIME)
 
 
-def check(trace: Trace) -> list[Finding]:
+def check(reading: Reading) -> list[Finding]:
     """Judge what driver code did in phase EXIT: for each rule, agent and service the first step at which it shows."""
-    records = trace.records
+    records = reading.records
     steps: dict[tuple[str, str, str], int] = {}  # (rule, agent, service) → first record that shows it
     calls: dict[int, int] = {}  # depth → the last service call at that depth
     allocating: set[int] = set()  # calls in which the core allocated

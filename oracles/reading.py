@@ -1,32 +1,143 @@
-"""How oracles read a trace: who can be blamed, where a phase begins, and in what a record is nested.
+"""How oracles read a trace: one course of the run for all of them, who can be blamed, and in what a record is nested.
 
-An oracle is asked about every run, and nearly every run is clean. So a clean trace must cost next to nothing: oracles
-look only at the part that their rules are about (`start_of`), and work out sentences (`circumstances`) where they have
-something to say.
+An oracle is asked about every run, and nearly every run is clean. So a clean trace must cost next to nothing: `Reading`
+goes through the records once, for all oracles together, and sorts the steps that any of them asks about. Sentences
+(`circumstances`) are worked out where there is something to say.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
-from reference_impl.trace import Kind, Phase, RecordTuple
+from reference_impl.trace import Kind, Phase, RecordTuple, Trace
 from reference_impl.uefi.definitions import Tpl
 
 PLATFORM_AGENTS = frozenset(
     {
-        *("", "DxeCore", "firmware", "os-loader", "os", "environment"),
+        *("", "DxeCore", "firmware", "os-loader", "os", "environment", "third-party"),
         # The core world's, which break the rules on purpose.
         *("caller", "other", "override", "manager", "refuser", "stubborn", "bus"),
     }
 )
 """Agents that are no driver under test. What the environment itself does is never a finding."""
 
-_SERVICE, _ENTRY = int(Kind.SERVICE), int(Kind.ENTRY)
+_SERVICE, _ENTRY, _CORE_MEMORY = int(Kind.SERVICE), int(Kind.ENTRY), int(Kind.CORE_MEMORY)
 _EXIT, _RUNTIME = int(Phase.EXIT), int(Phase.RUNTIME)
 _TPL_NAMES = {int(tpl): f"TPL_{tpl.name}" for tpl in Tpl}
 _phase_of = itemgetter(4)
+
+KINDS = frozenset(
+    int(kind) for kind in (Kind.ENTRY, Kind.CONNECTION, Kind.RESET, Kind.REFERENCE, Kind.XENBUS_STATE, Kind.EXIT)
+)
+"""Kinds whose records oracles ask about, whatever their names are."""
+
+NAMES = frozenset({"grant", "end"})
+"""Names of the calls that oracles ask about; of services, hypercalls, grants and xenstore requests."""
+
+
+class Entry:
+    """One entry into driver code.
+
+    step       of its record
+    end        the first step that a reading knows behind it; the number of records where there is none
+    depth      its nesting; what happens inside is deeper
+    status     what it answered; None where it never returned
+    outer      the entry that it happened in, None outside of driver code
+    """
+
+    __slots__ = ("agent", "arguments", "depth", "end", "name", "outer", "status", "step")
+
+    def __init__(self, step: int, record: RecordTuple, outer: Entry | None) -> None:
+        self.step = self.end = step
+        _, self.agent, _, self.depth, _, self.name, self.arguments, self.status, _ = record
+        self.outer = outer
+
+    @property
+    def controller(self) -> int:
+        """The controller that Supported(), Start() or Stop() is about."""
+        controller: int = self.arguments[0]
+        return controller
+
+    @property
+    def failed(self) -> bool:
+        """Whether it answered an error."""
+        return self.status is not None and self.status != 0
+
+    @property
+    def ends_managing(self) -> bool:
+        """Whether it is a Stop() that ended managing the controller, and not only children."""
+        return self.name == "Stop" and self.status == 0 and not self.arguments[1]
+
+    def outwards(self) -> Iterator[Entry]:
+        """This entry and those around it, from the inside out."""
+        entry: Entry | None = self
+        while entry is not None:
+            yield entry
+            entry = entry.outer
+
+
+class Reading:
+    """One trace, read once.
+
+    records  of the trace
+    entries  into driver code that are over, in the order of their ends
+    steps    kind of `KINDS`, or name of `NAMES` → the steps of its records
+    around   step of such a record → the innermost entry that it happened in
+    """
+
+    __slots__ = ("around", "entries", "records", "steps")
+
+    def __init__(self, trace: Trace) -> None:
+        records = self.records = trace.records
+        entries = self.entries = list[Entry]()
+        steps = self.steps = dict[int | str, list[int]]()
+        around = self.around = dict[int, Entry | None]()
+        entry: Entry | None = None
+        for step in [step for step, record in enumerate(records) if record[0] in KINDS or record[5] in NAMES]:
+            record = records[step]
+            kind, depth = record[0], record[3]
+            while entry is not None and depth <= entry.depth:
+                entry.end = step
+                entries.append(entry)
+                entry = entry.outer
+            if kind == _CORE_MEMORY:
+                continue  # named for the service that it happens in
+            around[step] = entry
+            key = kind if kind in KINDS else record[5]
+            if kind == _ENTRY:
+                entry = Entry(step, record, entry)
+            elif key in steps:
+                steps[key].append(step)
+            else:
+                steps[key] = [step]
+        while entry is not None:
+            entry.end = len(records)
+            entries.append(entry)
+            entry = entry.outer
+
+    def steps_of(self, *keys: int | str) -> list[int]:
+        """The steps of the records with these kinds and names, in order."""
+        found = [step for key in keys for step in self.steps.get(key, ())]
+        found.sort()
+        return found
+
+    def course(self, entries: Iterable[Entry], *keys: int | str) -> Iterator[Entry | int]:
+        """These entries at their ends, and the steps of the records with these kinds and names, in order."""
+        steps = self.steps_of(*keys)
+        position = 0
+        for entry in entries:
+            while position < len(steps) and steps[position] < entry.end:
+                yield steps[position]
+                position += 1
+            yield entry
+        yield from steps[position:]
+
+    def who(self, step: int) -> str:
+        """Whose doing a record is: the driver whose code ran there, and not a protocol that it called."""
+        entry = self.around[step]
+        return self.records[step][1] if entry is None else entry.agent
 
 
 def start_of(records: Sequence[RecordTuple], phase: int) -> int:
@@ -43,6 +154,11 @@ def start_of(records: Sequence[RecordTuple], phase: int) -> int:
 def tpl_name(tpl: int) -> str:
     """A task priority level as people write it: "TPL_CALLBACK", or "TPL 12" for one that has no name."""
     return _TPL_NAMES.get(tpl) or f"TPL {tpl}"
+
+
+def type_of(path: str) -> str:
+    """The type of a device: "vbd" of "device/vbd/768"."""
+    return path.split("/")[1]
 
 
 def circumstances(records: Sequence[RecordTuple], index: int) -> str:

@@ -46,7 +46,8 @@ class Kind(IntEnum):
     XENSTORE       xenstored answers a request, "READ"; (path, payload); "OK" or the error's name; the answer
     CONNECTION     "ring" or "grant-table" is taken into use; (generation,)
     RESET          "ring" or "grant-table" is reset; (generation,); None; by what means
-    REFERENCE      "AddReference" or "RemoveReference"; arguments; None; the count afterwards
+    REFERENCE      "AddReference" or "RemoveReference" by `agent`, the bus; (device, what was passed …); None; the count
+                   afterwards
     GRANT          "grant", "end", "map" or "unmap"; (reference, frame …); "OK" or the refusal
     XENBUS_STATE   `agent` is "frontend" or "backend"; name is the device, "device/vbd/0"; (old, new)
     MAP_KEY        the memory map key moves, "bump"; (old, new)

@@ -51,8 +51,8 @@ class _Bus(XenBus):
 
 
 class _Teardown(reference_count.Bus):
-    def remove_reference(self, hand_off_to_os: bool) -> None:
-        super().remove_reference(hand_off_to_os)
+    def remove_reference(self, node: str, hand_off_to_os: bool) -> None:
+        super().remove_reference(node, hand_off_to_os)
         if not hand_off_to_os and self.count == 1:
             self.bus.reach(5)  # type: ignore[attr-defined]
 

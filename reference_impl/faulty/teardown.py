@@ -63,8 +63,9 @@ def _reference_kept_by_failed_start(design: Design) -> Design:
         try:
             right.started(self)
         except EfiError:
-            if hasattr(self.device.io.teardown, "add_reference"):
-                self.device.io.teardown.add_reference()
+            io = self.device.io
+            if hasattr(io.teardown, "add_reference"):
+                io.teardown.add_reference(io.node)
             raise
 
     return design._replace(device=_changed(right, started=started))
@@ -124,13 +125,18 @@ FAULTS: dict[str, Fault] = {
     "event-failure-ignored": Fault(
         "a device's Start succeeds although it could not create its ExitBootServices event",
         "ebs-event-create-ignored",
-        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        (
+            "connection-reset/premature-reset",
+            "hand-over/device",
+            "hand-over/grant-left",
+            "hand-over/event-channel-left",
+        ),
         design=_event_failure_ignored,
     ),
     "reference-kept-by-failed-start": Fault(
         "a device's Start that fails at its last step leaves a reference behind",
         "start-leak-open",
-        ("connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table"),
+        ("reference-count/leak", "connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table"),
         design=_reference_kept_by_failed_start,
     ),
     "handler-allocates": Fault(
@@ -160,7 +166,12 @@ FAULTS: dict[str, Fault] = {
     "handler-never-disconnects": Fault(
         "a device's notification does not tell the peer to close",
         "ebs-left-live",
-        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        (
+            "connection-reset/premature-reset",
+            "hand-over/device",
+            "hand-over/grant-left",
+            "hand-over/event-channel-left",
+        ),
         front_end=_NeverDisconnects,
     ),
 }

@@ -80,7 +80,7 @@ def test_the_broken_step_is_marked_with_what_was_expected_and_seen(double_reset)
     assert any(text.startswith("Expected: Each resource") for text in found)
     first = re.search(r"in step (\d+)", finding.seen)
     assert {str(finding.step), first[1]} <= set(found)
-    assert "RemoveReference(TRUE): count is now 0" in found
+    assert "RemoveReference(device/vbd/0, TRUE): count is now 0" in found
 
 
 def test_long_runs_are_shortened_and_say_what_was_left_out(double_reset):

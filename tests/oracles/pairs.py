@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from reference_impl.trace import Kind
 from reference_impl.uefi.status import EfiStatus
-from tests.oracles.stories import BLOCK, BUS, LOADER, Story
+from tests.oracles.stories import BLOCK, BUS, DISK, LOADER, SECOND_DISK, Story
 
 Telling = Callable[[Story], None]
 
@@ -79,7 +79,8 @@ def _stop_start_exit(story: Story) -> None:
     story.connection("ring", 1)
     with story.entry("Stop"):
         story.reset("ring", 1)
-    story.connection("ring", 2)
+    with story.entry("Start"):
+        story.connection("ring", 2)
     with story.exit(), story.notification():
         story.reset("ring", 2)
 
@@ -104,6 +105,94 @@ def _exit_that_fails(story: Story) -> None:
 def _nobody_resets(story: Story) -> None:
     story.connection("grant-table", 1)
     with story.exit(), story.notification():
+        pass
+
+
+def _device_closes_before_the_bus_resets(story: Story) -> None:
+    """The front end is in Closing when the bus resets: its driver has told the peer, whether or not the peer follows."""
+    story.connection("ring", 1)
+    story.frontend(1, 4)
+    with story.exit():
+        with story.notification(BLOCK):
+            story.frontend(4, 5)
+        with story.notification():
+            story.reset("ring", 1)
+
+
+@pair("connection-reset/premature-reset/XenBusDxe/ring", _device_closes_before_the_bus_resets)
+def _bus_resets_before_the_device_closes(story: Story) -> None:
+    story.connection("ring", 1)
+    story.frontend(1, 4)
+    with story.exit():
+        with story.notification():
+            story.reset("ring", 1)
+        with story.notification(BLOCK):
+            story.frontend(4, 5)
+
+
+@pair("connection-reset/use-after-reset/XenPvBlkDxe/ring", _stop_start_exit)
+def _device_speaks_after_the_reset(story: Story) -> None:
+    story.connection("ring", 1)
+    with story.exit():
+        with story.notification():
+            story.reset("ring", 1)
+        with story.notification(BLOCK):
+            story.connection("ring", 2)
+
+
+# ---- reference count ----------------------------------------------------------------------------------------------
+
+
+def _two_devices_let_go_in_any_order(story: Story) -> None:
+    """A disk is stopped and started again, then both are handed over, the second one first."""
+    with story.entry("Start", BLOCK):
+        story.reference("Add", 1)
+    with story.entry("Start", BLOCK, EfiStatus.SUCCESS, 3, None):
+        story.reference("Add", 2, SECOND_DISK)
+    with story.entry("Stop", BLOCK):
+        story.reference("Remove", 1, DISK, False)
+    with story.entry("Start", BLOCK):
+        story.reference("Add", 2)
+    with story.exit():
+        for count, device in ((1, SECOND_DISK), (0, DISK)):
+            with story.notification(BLOCK):
+                story.reference("Remove", count, device, True)
+
+
+@pair("reference-count/underflow/XenPvBlkDxe/vbd", _two_devices_let_go_in_any_order)
+def _device_hands_over_twice(story: Story) -> None:
+    with story.entry("Start", BLOCK):
+        story.reference("Add", 1)
+    with story.exit():
+        for count in (0, -1):
+            with story.notification(BLOCK):
+                story.reference("Remove", count, DISK, True)
+
+
+@pair("reference-count/unbalanced/XenPvBlkDxe/vbd", _two_devices_let_go_in_any_order)
+def _device_removes_the_reference_of_another(story: Story) -> None:
+    for device, count in ((DISK, 1), (SECOND_DISK, 2)):
+        with story.entry("Start", BLOCK, EfiStatus.SUCCESS, count, None):
+            story.reference("Add", count, device)
+    for count in (1, 0):
+        with story.notification(BLOCK):
+            story.reference("Remove", count, DISK, True)
+
+
+def _start_fails_after_giving_the_reference_back(story: Story) -> None:
+    """A Start takes its reference early and fails, but not before it has given it back."""
+    with story.entry("Start", BLOCK, EfiStatus.DEVICE_ERROR):
+        story.reference("Add", 1)
+        story.reference("Remove", 0, DISK, False)
+    with story.exit():
+        pass
+
+
+@pair("reference-count/leak/XenPvBlkDxe/vbd", _start_fails_after_giving_the_reference_back)
+def _start_fails_with_a_reference(story: Story) -> None:
+    with story.entry("Start", BLOCK, EfiStatus.DEVICE_ERROR):
+        story.reference("Add", 1)
+    with story.exit():
         pass
 
 

@@ -10,11 +10,14 @@ from typing import Any
 from hypothesis import strategies as st
 
 from oracles import judge
+from oracles.reading import Reading
 from reference_impl.trace import Kind, Phase, Trace
 from reference_impl.uefi.definitions import Tpl
 from reference_impl.uefi.status import EfiStatus
 
 BUS, BLOCK, LOADER = "XenBusDxe", "XenPvBlkDxe", "os-loader"
+CONTROLLER = 2
+DISK, SECOND_DISK = "device/vbd/0", "device/vbd/1"
 
 
 class Nesting:
@@ -55,9 +58,12 @@ class Story:
         """A boot service is called."""
         return self.add(Kind.SERVICE, agent, name, arguments, status)
 
-    def entry(self, name: str, agent: str = BUS) -> Nesting:
-        """Driver code is entered."""
-        return self.add(Kind.ENTRY, agent, name, (), EfiStatus.SUCCESS)
+    def entry(
+        self, name: str, agent: str = BUS, status: EfiStatus | None = EfiStatus.SUCCESS, *arguments: Any
+    ) -> Nesting:
+        """Driver code is entered; Supported, Start and Stop for a controller, and Stop for no children."""
+        given = {"Supported": (CONTROLLER, None), "Start": (CONTROLLER, None), "Stop": (CONTROLLER, ())}
+        return self.add(Kind.ENTRY, agent, name, arguments or given.get(name, ()), status)
 
     def core(self, deed: str, service: str, agent: str = BUS) -> Nesting:
         """The core allocates or frees for itself inside `service`, which `agent` called."""
@@ -70,6 +76,14 @@ class Story:
     def reset(self, resource: str, generation: int, agent: str = BUS) -> Nesting:
         """A resource of the connection is reset."""
         return self.add(Kind.RESET, agent, resource, (generation,), None, "cleared")
+
+    def reference(self, name: str, count: int, device: str = DISK, *arguments: Any) -> Nesting:
+        """The bus counts a reference: "Add" or "Remove"."""
+        return self.add(Kind.REFERENCE, BUS, f"{name}Reference", (device, *arguments), None, count)
+
+    def frontend(self, old: int, new: int, device: str = DISK) -> Nesting:
+        """The front end of a device goes from one state to another."""
+        return self.add(Kind.XENBUS_STATE, "frontend", device, (old, new))
 
     def take_over(self, name: str, status: str = "OK", responsible: str = "", *arguments: Any) -> Nesting:
         """One step of the operating system."""
@@ -107,6 +121,11 @@ class Story:
             self.trace.phase = int(Phase.FAILED)
             self.add(Kind.EXIT, LOADER, "failed-group")
         self.trace.phase = int(Phase.RETRY)
+
+    @property
+    def reading(self) -> Reading:
+        """What oracles are given."""
+        return Reading(self.trace)
 
     def signatures(self) -> list[str]:
         """What all oracles together say about it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 
 from oracles.hand_over import check
+from oracles.reading import Reading
 from reference_impl.trace import Kind, Phase, Trace
 from reference_impl.uefi.status import EfiStatus
 from tests.oracles.stories import BLOCK, BUS, LOADER, Story, traces
@@ -50,7 +51,7 @@ def test_the_finding_names_number_and_device_of_what_is_held() -> None:
     """The signature has the device's type, the sentence the port and the path."""
     story = exited()
     story.take_over("event-channel", "a backend is still bound", BLOCK, 5, "device/vbd/768")
-    (finding,) = check(story.trace)
+    (finding,) = check(story.reading)
     assert finding.subject == "vbd"
     assert finding.seen == (
         "The operating system cannot take over event-channel (5, device/vbd/768): a backend is still bound."
@@ -66,7 +67,7 @@ def test_the_memory_map_belongs_to_who_moved_it_first() -> None:
         story.add(Kind.MAP_KEY, BLOCK, "bump", (2, 3))
         story.add(Kind.MAP_KEY, BUS, "bump", (3, 4))
     story.take_over("memory-map", "key 2 was fetched, 4 holds")
-    (finding,) = check(story.trace)
+    (finding,) = check(story.reading)
     assert finding.agent == BLOCK
     assert finding.seen == "The operating system cannot take over memory-map: key 2 was fetched, 4 holds."
 
@@ -76,7 +77,7 @@ def test_a_service_after_the_exit_is_told_with_its_place() -> None:
     story = exited()
     with story.notification(BLOCK):
         story.service("SignalEvent", BLOCK, EfiStatus.UNSUPPORTED)
-    (finding,) = check(story.trace)
+    (finding,) = check(story.reading)
     assert finding.signature == "hand-over/service-after-exit/XenPvBlkDxe/SignalEvent"
     assert finding.seen == (
         "SignalEvent by XenPvBlkDxe at TPL_CALLBACK, inside the notification of XenPvBlkDxe, "
@@ -87,4 +88,4 @@ def test_a_service_after_the_exit_is_told_with_its_place() -> None:
 @given(traces(last_phase=Phase.EXIT))
 def test_nothing_is_judged_before_the_runtime_phase(trace: Trace) -> None:
     """An operating system that does not run has nothing to complain about."""
-    assert check(trace) == []
+    assert check(Reading(trace)) == []

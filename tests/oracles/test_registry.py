@@ -54,7 +54,7 @@ def test_judge_gives_each_signature_once_in_order_of_steps(monkeypatch: pytest.M
             with story.notification(agent):
                 story.service("FreePool", agent)
     check = ORACLES["memory-services"]
-    monkeypatch.setattr(oracles, "ORACLES", {"there": check, "back": lambda trace: reversed([*check(trace)])})
+    monkeypatch.setattr(oracles, "ORACLES", {"there": check, "back": lambda reading: reversed([*check(reading)])})
     findings = judge(story.trace)
     assert [(finding.agent, finding.step) for finding in findings] == [(BLOCK, 3), (BUS, 5)]
 
@@ -65,8 +65,8 @@ def test_judge_prefers_the_earlier_of_two_equal_findings(monkeypatch: pytest.Mon
     for _ in range(3):
         story.reset("ring", 0)
     check = ORACLES["connection-reset"]
-    assert [finding.step for finding in check(story.trace)] == [1, 2]
-    monkeypatch.setattr(oracles, "ORACLES", {"back": lambda trace: reversed([*check(trace)])})
+    assert [finding.step for finding in check(story.reading)] == [1, 2]
+    monkeypatch.setattr(oracles, "ORACLES", {"back": lambda reading: reversed([*check(reading)])})
     assert [finding.step for finding in judge(story.trace)] == [1]
 
 

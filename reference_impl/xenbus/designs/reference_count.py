@@ -16,16 +16,16 @@ class Bus(BusTeardown):
     count = 0
     hand_off_to_os = False
 
-    def add_reference(self) -> None:
-        """AddReference: one more device needs the connection."""
+    def add_reference(self, node: str) -> None:
+        """AddReference of the child `node`: one more device needs the connection."""
         self.count += 1
-        self.bus.record_reference("AddReference", (), self.count)
+        self.bus.record_reference("AddReference", (node,), self.count)
 
-    def remove_reference(self, hand_off_to_os: bool) -> None:
-        """RemoveReference: one device less. The last one to hand over to the operating system resets the connection."""
+    def remove_reference(self, node: str, hand_off_to_os: bool) -> None:
+        """RemoveReference of the child `node`: one device less. The last one at the exit resets the connection."""
         self.count -= 1
         self.hand_off_to_os = hand_off_to_os
-        self.bus.record_reference("RemoveReference", (hand_off_to_os,), self.count)
+        self.bus.record_reference("RemoveReference", (node, hand_off_to_os), self.count)
         if hand_off_to_os and self.count == 0:
             self.bus.reset_connection()
 
@@ -42,17 +42,19 @@ class Device(DeviceTeardown):
         """Create the event, then add the reference, which cannot fail."""
         services = self.device.services
         self._event = ExitEvent(services, self._notify, self.device.allocation)
-        self.device.io.teardown.add_reference()
+        io = self.device.io
+        io.teardown.add_reference(io.node)
 
     def stopping(self) -> None:
         """Close the event and give the reference back: RemoveReference(FALSE)."""
         self._event.close()
-        self.device.io.teardown.remove_reference(False)
+        io = self.device.io
+        io.teardown.remove_reference(io.node, False)
 
     def _notify(self, event: int, context: int) -> None:
         device = self.device.services.core.object_at(context, self.device.services.agent)
         device.forget()
-        device.io.teardown.remove_reference(True)
+        device.io.teardown.remove_reference(device.io.node, True)
 
 
 DESIGN = Design(Bus, Device, fixed_buffers=True)
