@@ -81,8 +81,12 @@ def call(arguments: list[str]) -> int:
             # Without any argument Typer has printed the help and has nothing to add.
             return _complain(message, Exit.USAGE) if message else Exit.USAGE
         from fuzz_targets.scenario_yaml import InputError
+        from guest import ExtraMissing
+        from guest.image import ImageError
 
-        if isinstance(error, InputError):
+        if isinstance(error, ExtraMissing):
+            return _complain(str(error), Exit.FAILED)
+        if isinstance(error, InputError | ImageError):
             return _complain(str(error), Exit.USAGE)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _complain(f"{error.filename or 'standard output'}: {error.strerror}", Exit.USAGE)
@@ -112,6 +116,14 @@ def run(
         list[str] | None, typer.Option(help="A single permission of the environment; can be given several times.")
     ] = None,
     fault: Annotated[str, typer.Option(help="Seeded fault to build in; see `ebsfuzz list faults`.")] = "",
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SPEC",
+            help="Driver of your own for the target efi-image: file .efi, option ROM, or FIRMWARE:MODULE; can be given "
+            "several times. One that is named like a driver of the design takes its place.",
+        ),
+    ] = None,
     corpus: Annotated[
         Path | None,
         typer.Option(help="Folder of scenarios to start from, only read. Without it the repository's own."),
@@ -174,16 +186,20 @@ def run(
     if fault:
         _known("--fault", fault, FAULTS)
     designs = _designs(target, design)
+    images = _images(target, image or [])
     if max_time_s is None and runs is None:
         max_time_s = DEFAULT_TIME_S
     if not unguided:
         _require_engine()
+    for one in designs:
+        TARGETS[target].prepare(one, images)
     settings = Settings(
         target=target,
         designs=designs,
         environment=environment,
         switches=tuple(sorted(set(switch or ()))),
         fault=fault,
+        images=images,
         corpus=corpus,
         max_time_s=max_time_s,
         runs=runs,
@@ -222,6 +238,28 @@ def _designs(target: str, chosen: list[str] | None) -> tuple[str, ...]:
     for name in chosen:
         _known("--design", name, all_designs)
     return tuple(dict.fromkeys(chosen))
+
+
+def _images(target: str, specs: list[str]) -> tuple[str, ...]:
+    """The images as scenarios name them: files by their absolute paths, so that reproducers find them from anywhere."""
+    from fuzz_targets.registry import TARGETS
+    from guest.files import split
+    from reference_impl.scenario import MAX_IMAGES, is_image_name
+
+    if specs and TARGETS[target].world != "efi-image":
+        raise UsageProblem(f"--image: the target {target} runs no images; --target efi-image does")
+    if len(specs) > MAX_IMAGES:
+        raise UsageProblem(f"--image: {len(specs)} images, at most {MAX_IMAGES}")
+    names = []
+    for spec in specs:
+        path, module = split(spec)
+        name = spec
+        if path.is_file():
+            name = f"{path.resolve()}:{module}" if module else str(path.resolve())
+        if not is_image_name(name):
+            raise UsageProblem(f"--image: {name[:80]!r}: too long, or not printable")
+        names.append(name)
+    return tuple(names)
 
 
 def _require_engine() -> None:
@@ -368,7 +406,7 @@ def coverage(
         list[Path] | None,
         typer.Argument(
             metavar="CORPUS...",
-            help="Scenarios, or folders of them. Without any, the starting corpora.",
+            help="Scenarios, or folders of them. Without any, the starting corpora of the model.",
             show_default=False,
         ),
     ] = None,
@@ -419,16 +457,9 @@ def inspect(
     output_format: Annotated[Format, _FORMAT] = Format.TEXT,
 ) -> int:
     """Say what a real image is: its form, its sections, and the known protocols whose GUIDs are in its data."""
-    from guest import ExtraMissing
-    from guest.image import ImageError
     from guest.inspect import describe
 
-    try:
-        report = describe(image)
-    except ImageError as error:
-        raise UsageProblem(str(error)) from None
-    except ExtraMissing as error:
-        raise CampaignFailure(str(error)) from None
+    report = describe(image)
     if output_format is Format.JSON:
         _print_json(report.as_object())
     else:
@@ -477,7 +508,7 @@ def descriptions(what: What) -> dict[str, str]:
 
             return {name: target.description for name, target in TARGETS.items()}
         case What.DESIGNS:
-            return scenario.DESIGNS
+            return {name: f"{entry.world}: {entry.description}" for name, entry in scenario.DESIGNS.items()}
         case What.ENVIRONMENTS:
             return scenario.ENVIRONMENTS
         case What.ORACLES:

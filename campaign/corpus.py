@@ -25,13 +25,14 @@ from fuzz_targets.guidance import Features, feature
 from fuzz_targets.harness import run_and_judge
 from fuzz_targets.registry import TARGETS, Target
 from reference_impl.faulty import FAULTS
-from reference_impl.scenario import DESIGNS, DEVICE_KINDS, ORDER_FIFO, Scenario, operation, scenario
+from reference_impl.scenario import DEVICE_KINDS, MACHINES, ORDER_FIFO, Scenario, operation, scenario
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 SEED = 20240501
-CANDIDATES = {"platform": 2000, "core": 20000, "ring": 4000}  # generated for each target, by its world
-SEEDS_MAX = {"platform": 120, "core": 240, "ring": 120}  # of them kept
+# How many are generated for each target, by its world, and how many of them are kept.
+CANDIDATES = {"platform": 2000, "core": 20000, "ring": 4000, "efi-image": 400}
+SEEDS_MAX = {"platform": 120, "core": 240, "ring": 120, "efi-image": 60}
 
 _CONNECT, _EXIT, _STALE = operation("connect"), operation("exit"), operation("exit", map_key="stale")
 
@@ -129,10 +130,11 @@ def _first_of_its_profile(target: Target) -> Target:
 
 def basic_scenarios(target: Target) -> Iterator[tuple[str, Scenario]]:
     """What anybody would try first in the target's world."""
-    if target.world == "platform":
+    if target.world in MACHINES:
         for design in target.designs:
-            yield from _platform_basics(design)
-            yield from _fault_basics(design)
+            yield from _machine_basics(target.world, design)
+            if target.world == "platform":
+                yield from _fault_basics(design)
     elif target.world == "core":
         services = [operation("call", service=name) for name in ("CreateEvent", "AllocatePool", "RaiseTPL")]
         yield "calls-and-exit", scenario(world="core", operations=(*services, _EXIT))
@@ -163,8 +165,7 @@ def _fault_basics(design: str) -> Iterator[tuple[str, Scenario]]:
             )
 
 
-def _platform_basics(design: str) -> Iterator[tuple[str, Scenario]]:
-    assert design in DESIGNS
+def _machine_basics(world: str, design: str) -> Iterator[tuple[str, Scenario]]:
     request = operation("request")
     for title, devices, steps in (
         ("exit", (), (_EXIT,)),
@@ -181,8 +182,8 @@ def _platform_basics(design: str) -> Iterator[tuple[str, Scenario]]:
         ),
         ("start-fails", ("block",), (operation("fail", nth=12), _CONNECT, _CONNECT, _EXIT)),
     ):
-        yield f"{design}-{title}", scenario(design=design, devices=devices, operations=steps)
-    both = {"design": design, "devices": ("block", "network"), "operations": (_CONNECT, _EXIT)}
+        yield f"{design}-{title}", scenario(world=world, design=design, devices=devices, operations=steps)
+    both = {"world": world, "design": design, "devices": ("block", "network"), "operations": (_CONNECT, _EXIT)}
     yield f"{design}-fifo", scenario(order=ORDER_FIFO, **both)
     yield f"{design}-bus-last", scenario(order=(1, 2, 0), **both)
     yield f"{design}-no-reconnection", scenario(reconnection=False, **both)

@@ -71,6 +71,7 @@ class Settings:
     environment: str = "conforming"
     switches: tuple[str, ...] = ()
     fault: str = ""
+    images: tuple[str, ...] = ()
     corpus: Path | None = None
     max_time_s: int | None = None
     runs: int | None = None
@@ -339,6 +340,7 @@ class Campaign:
             target=settings.target,
             design=assignment.design,
             fault=settings.fault,
+            images=settings.images,
             folder=str(folder.resolve()),
             corpus=str(corpus.resolve()),
             seeds=str(seeds.resolve()),

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -42,19 +43,21 @@ _RUNS_PER_LOOK = 1024  # between two looks at whether the parent is still there
 class WorkerConfig(msgspec.Struct, frozen=True):
     """What a worker is to do.
 
-    target, design, fault  what is fuzzed; design "" in a world that has none
-    folder                 the worker's own, which exists
-    corpus                 folder of the design's corpus, shared with other workers; it exists
-    seeds                  folder of starting inputs, only read
-    seed                   of the random numbers; None: the target's own, else any
-    seconds, runs          when to end; None: no limit. Seconds count from the start of the process.
-    timeout_s              the longest that one execution may take
-    guided                 False: weighted random scenarios, without atheris
+    target, design, fault, images
+                   what is fuzzed; design "" in a world that has none
+    folder         the worker's own, which exists
+    corpus         folder of the design's corpus, shared with other workers; it exists
+    seeds          folder of starting inputs, only read
+    seed           of the random numbers; None: the target's own, else any
+    seconds, runs  when to end; None: no limit. Seconds count from the start of the process.
+    timeout_s      the longest that one execution may take
+    guided         False: weighted random scenarios, without atheris
     """
 
     target: str
     design: str
     fault: str
+    images: tuple[str, ...]
     folder: str
     corpus: str
     seeds: str
@@ -118,6 +121,7 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
             config.target,
             design=config.design,
             fault=config.fault,
+            images=config.images,
             arguments=[*arguments, config.corpus, config.seeds],
             on_verdict=on_verdict,
         )
@@ -151,6 +155,8 @@ def _fuzz_unguided(config: WorkerConfig, store: FindingStore, on_verdict: Callba
     try:
         while executions != config.runs and (end is None or time.monotonic() < end):
             scenario = generate(random, target, config.design, config.fault)
+            if config.images:
+                scenario = replace(scenario, images=config.images)
             data = codec.encode(scenario)
             try:
                 signal.setitimer(signal.ITIMER_REAL, config.timeout_s)

@@ -10,6 +10,7 @@ length.
     fault                                   0 is none
     reconnection                            even is true
     number of devices, then one byte each
+    number of images, then for each its length and its UTF-8, in the efi-image world alone
     order                                   0 edk2, 1 fifo, else the length of a permutation …
       … and its Lehmer code                 one byte less than its length: which of the numbers not used yet comes next
     operations until the end                a byte for the kind among those of the world, then its fields: a Choice is
@@ -27,10 +28,10 @@ from typing import Any
 
 from reference_impl.faulty import FAULTS
 from reference_impl.scenario import (
-    DESIGNS,
     DEVICE_KINDS,
     ENVIRONMENTS,
     MAX_DEVICES,
+    MAX_IMAGES,
     MAX_OPERATIONS,
     MAX_ORDER,
     OPERATIONS,
@@ -44,6 +45,8 @@ from reference_impl.scenario import (
     Operation,
     Scenario,
     canonical_order,
+    designs_of,
+    is_image_name,
     operations_of,
 )
 
@@ -51,13 +54,13 @@ VERSION = 1
 SIZE_MAX = 65536
 
 _WORLDS = tuple(WORLDS)
-_DESIGNS = tuple(DESIGNS)
+_DESIGNS = {world: designs_of(world) or ("",) for world in WORLDS}
 _ENVIRONMENTS = tuple(ENVIRONMENTS)
 _SWITCHES = tuple(SWITCHES)
 _FAULTS = ("", *FAULTS)
 
 # More than the header or one operation can take: zeros behind the input spare a check of the end at every byte.
-_TAIL = bytes(1024)
+_TAIL = bytes(2048)
 
 # A kind's fields: (values, how many) for a Choice, (None, largest size) for a Blob.
 _FieldTable = tuple[tuple[tuple[Any, ...] | None, int], ...]
@@ -89,7 +92,7 @@ _VALUE_BYTES: dict[str, tuple[dict[tuple[type, Any], int] | None, ...]] = {
 def encode(scenario: Scenario) -> bytes:
     """The bytes of a valid scenario; equal scenarios have equal bytes."""
     out = bytearray((VERSION, _WORLDS.index(scenario.world)))
-    out.append(_DESIGNS.index(scenario.design) if scenario.design else 0)
+    out.append(_DESIGNS[scenario.world].index(scenario.design))
     out.append(_ENVIRONMENTS.index(scenario.environment))
     out.append(len(scenario.switches))
     out += bytes(_SWITCHES.index(switch) for switch in scenario.switches)
@@ -97,6 +100,12 @@ def encode(scenario: Scenario) -> bytes:
     out.append(0 if scenario.reconnection else 1)
     out.append(len(scenario.devices))
     out += bytes(DEVICE_KINDS.index(kind) for kind in scenario.devices)
+    if scenario.world == "efi-image":
+        out.append(len(scenario.images))
+        for image in scenario.images:
+            name = image.encode()
+            out.append(len(name))
+            out += name
     order = scenario.order
     if isinstance(order, str):
         out.append(1 if order == ORDER_FIFO else 0)
@@ -129,7 +138,8 @@ def _decode_1(data: bytes) -> Scenario:
     end = len(data)
     data += _TAIL
     world = _WORLDS[data[1] % len(_WORLDS)]
-    design = _DESIGNS[data[2] % len(_DESIGNS)] if world == "platform" else ""
+    designs = _DESIGNS[world]
+    design = designs[data[2] % len(designs)]
     environment = _ENVIRONMENTS[data[3] % len(_ENVIRONMENTS)]
     at = 5
     switches: tuple[str, ...] = ()
@@ -143,6 +153,15 @@ def _decode_1(data: bytes) -> Scenario:
     at += 3
     devices = tuple([DEVICE_KINDS[byte % len(DEVICE_KINDS)] for byte in data[at : at + count]])
     at += count
+    images: tuple[str, ...] = ()
+    if world == "efi-image":
+        count = data[at] % (MAX_IMAGES + 1)
+        at += 1
+        for _ in range(count):
+            name = data[at + 1 : at + 1 + data[at]].decode(errors="ignore")
+            at += 1 + data[at]
+            if is_image_name(name):
+                images += (name,)
     order: str | tuple[int, ...] = ORDER_EDK2
     length = data[at] % (MAX_ORDER + 1)
     at += 1
@@ -172,7 +191,7 @@ def _decode_1(data: bytes) -> Scenario:
                 at += length
         operations.append(Operation(kind, tuple(arguments)))
     return Scenario(
-        world, design, environment, switches, fault, reconnection, devices, order, tuple(operations)
+        world, design, images, environment, switches, fault, reconnection, devices, order, tuple(operations)
     )  # fmt: skip
 
 

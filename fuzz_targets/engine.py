@@ -34,6 +34,7 @@ INSTRUMENTED: dict[str, tuple[str, ...]] = {
     "platform": ("reference_impl.xenbus.designs",),
     "core": ("reference_impl.uefi",),
     "ring": ("reference_impl.xenbus.xenstore_client", "reference_impl.xen.wire", "reference_impl.xen.shared_ring"),
+    "efi-image": (),
 }
 """For each world the packages and modules whose branches are counted. Runs of the small worlds are short, and their traces
 say less, so there the code under test as a whole is worth it."""
@@ -73,21 +74,23 @@ def fuzz(
     *,
     design: str | None,
     fault: str | None = "",
+    images: tuple[str, ...] | None = (),
     arguments: list[str],
     on_verdict: Callable[[bytes, Scenario, Verdict], None],
     instrument: bool = True,
 ) -> NoReturn:
     """Fuzz until libFuzzer ends the process; never returns.
 
-    design, fault  what every scenario gets, whatever its bytes say. None: what the bytes say.
-    arguments      of libFuzzer, without the program's name; they win over the target's and the engine's own
-    on_verdict     called after every run with the scenario, its bytes and its verdict, whose trace is emptied when it
-                   returns. What it raises ends the process as a crash (exit status 77).
-    instrument     False: unguided, as with EBSFUZZ_INSTRUMENT=none
+    design, fault, images
+                 what every scenario gets, whatever its bytes say. None: what the bytes say.
+    arguments    of libFuzzer, without the program's name; they win over the target's and the engine's own
+    on_verdict   called after every run with the scenario, its bytes and its verdict, whose trace is emptied when it
+                 returns. What it raises ends the process as a crash (exit status 77).
+    instrument   False: unguided, as with EBSFUZZ_INSTRUMENT=none
 
     Raises EngineMissing before anything has run.
     """
-    run = Run(TARGETS[target_name], design, fault, on_verdict)
+    run = Run(TARGETS[target_name], design, fault, on_verdict, images)
     run.start([sys.argv[0], *arguments], instrument=instrument)
 
 
@@ -103,9 +106,10 @@ class Run:
         design: str | None,
         fault: str | None,
         on_verdict: Callable[[bytes, Scenario, Verdict], None],
+        images: tuple[str, ...] | None = (),
     ) -> None:
         self.target = target
-        self.mutator = Mutator(target, design, fault)
+        self.mutator = Mutator(target, design, fault, images)
         self.on_verdict = on_verdict
         self.executions = 0
         self._guidance: Guidance | None = None
@@ -221,6 +225,9 @@ def main(target_name: str) -> NoReturn:
     EBSFUZZ_DESIGN and EBSFUZZ_FAULT say what is fuzzed; without them the target's default design and no fault. Inputs
     given as files run as they are. `@FILE` stands for the arguments in a file, one a line.
     """
+    from guest import ExtraMissing
+    from guest.image import ImageError  # late: the target `pe_loader` imports it instrumented
+
     target = TARGETS[target_name]
     # Under -fork, -merge and -minimize_crash libFuzzer starts the program again by its name: that has to be a path, and
     # the interpreter that its first line finds has to be this one.
@@ -229,10 +236,12 @@ def main(target_name: str) -> NoReturn:
     try:
         arguments = list(expanded(sys.argv[1:]))
         design, fault = fixed(target, arguments)
-        fuzz(target_name, design=design, fault=fault, arguments=arguments, on_verdict=raising(target))
-    except (UsageError, EngineMissing) as error:
+        images = None if design is None else ()
+        target.prepare(design or target.default_design)
+        fuzz(target_name, design=design, fault=fault, images=images, arguments=arguments, on_verdict=raising(target))
+    except (UsageError, ImageError, EngineMissing, ExtraMissing) as error:
         print(f"{target_name}: {error}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, EngineMissing) else 2)
+        sys.exit(3 if isinstance(error, EngineMissing | ExtraMissing) else 2)
 
 
 class UsageError(Exception):

@@ -25,6 +25,7 @@ from reference_impl.scenario import (
     CORE_CALLS,
     DEVICE_KINDS,
     FAILURES,
+    MACHINES,
     MAX_DEVICES,
     MAX_OPERATIONS,
     MAX_ORDER,
@@ -50,6 +51,7 @@ class Profile(NamedTuple):
     weights         of each kind of operation in the middle part; a kind that is not named has 1
     body_mean       mean number of operations in the middle part
     devices         weights of 0, 1, 2 … devices at the start
+    kinds           of these devices
     connect         probability that the firmware connects the bus before the middle part
     exits           weights of 0, 1, 2 … exit attempts at the end
     shuffle         probability that the notification order is a permutation
@@ -59,6 +61,7 @@ class Profile(NamedTuple):
     weights: dict[str, int]
     body_mean: float
     devices: tuple[int, ...] = (1,)
+    kinds: tuple[str, ...] = DEVICE_KINDS
     connect: float = 0.0
     exits: tuple[int, ...] = (1,)
     shuffle: float = 0.0
@@ -100,6 +103,16 @@ PROFILES: dict[str, Profile] = {
         shuffle=0.75,
         deep_shuffle=0.7,
     ),
+    "efi_image": Profile(
+        _PLATFORM_WEIGHTS,
+        body_mean=4,
+        devices=(1, 8, 4, 1),
+        kinds=("block",),  # the one kind that has a driver
+        connect=0.95,
+        exits=(2, 14, 3),
+        shuffle=0.3,
+        deep_shuffle=0.1,
+    ),
     "boot_services": Profile({"call": 40, "fail": 4, "time": 2, "allocate": 2, "exit": 1}, body_mean=12),
     "xenstore_ring": Profile({"ask": 6, "answer": 8, "skew": 2, "fail": 1}, body_mean=8),
 }
@@ -128,7 +141,7 @@ START_CALLS = (
 )
 _ALL_CALLS = tuple(call for call in CALLS if CALLS[call])
 _LIKELY_CALLS = {
-    "platform": START_CALLS,
+    **dict.fromkeys(MACHINES, START_CALLS),
     "core": tuple(call for call in _ALL_CALLS if call in CORE_CALLS and call not in CLEANUP),
     "ring": tuple(call for call in _ALL_CALLS if call.startswith("XS_")),
 }
@@ -142,7 +155,7 @@ def generate(rng: Random, target: Target, design: str, fault: str = "") -> Scena
     profile = target.profile
     swarm = Swarm(rng, target.world, profile)
     operations: list[Operation] = []
-    if target.world == "platform":
+    if target.world in MACHINES:
         devices = random_devices(rng, profile)
         # What is armed or slowed down first hits the very first start.
         while rng.random() < 0.25:
@@ -256,7 +269,7 @@ def random_nth(rng: Random) -> int:
 def random_devices(rng: Random, profile: Profile) -> tuple[str, ...]:
     """The devices at the start, as many as the profile likes."""
     count = rng.choices(range(len(profile.devices)), profile.devices)[0]
-    return tuple(rng.choice(DEVICE_KINDS) for _ in range(min(count, MAX_DEVICES)))
+    return tuple(rng.choice(profile.kinds) for _ in range(min(count, MAX_DEVICES)))
 
 
 def random_order(rng: Random, profile: Profile) -> str | tuple[int, ...]:

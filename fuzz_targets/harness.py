@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import guest.world
+import reference_impl.world
 from oracles import judge
 from oracles.finding import Finding
 from reference_impl.scenario import Scenario
 from reference_impl.trace import Trace
-from reference_impl.world import run
 
 
 class Verdict(NamedTuple):
@@ -19,6 +20,10 @@ class Verdict(NamedTuple):
 
 
 def run_and_judge(scenario: Scenario) -> Verdict:
-    """Run `scenario` in a world of its own and let every oracle judge the trace."""
+    """Run `scenario` in a world of its own and let every oracle judge the trace.
+
+    In the efi-image world it raises ImageError where an image cannot be had or started, and ExtraMissing.
+    """
+    run = guest.world.run if scenario.world == "efi-image" else reference_impl.world.run
     trace = run(scenario)
     return Verdict(trace, judge(trace))

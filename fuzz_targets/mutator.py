@@ -22,7 +22,6 @@ from fuzz_targets.generator import (
     random_value,
 )
 from reference_impl.scenario import (
-    DEVICE_KINDS,
     MAX_DEVICES,
     MAX_OPERATIONS,
     MAX_ORDER,
@@ -188,11 +187,11 @@ def _devices(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     if dice < 0.2:
         return replace(scenario, devices=random_devices(rng, target.profile))
     if (dice < 0.6 or not devices) and len(devices) < MAX_DEVICES:
-        devices.insert(rng.randint(0, len(devices)), rng.choice(DEVICE_KINDS))
+        devices.insert(rng.randint(0, len(devices)), rng.choice(target.profile.kinds))
     elif dice < 0.8:
         devices.pop(rng.randrange(len(devices)))
     else:
-        devices[rng.randrange(len(devices))] = rng.choice(DEVICE_KINDS)
+        devices[rng.randrange(len(devices))] = rng.choice(target.profile.kinds)
     return replace(scenario, devices=tuple(devices))
 
 
@@ -239,10 +238,10 @@ _WEIGHTS = tuple(_CHANGE_WEIGHTS.values())
 class Mutator:
     """The custom mutator and crossover of one campaign.
 
-    design, fault  what every scenario gets, or None: what its bytes say
-    archive        inputs by the state that they reach, where there is guidance
-    errors         how many of our own errors were caught
-    failure        the last of them, until somebody takes it
+    design, fault, images  what every scenario gets, or None: what its bytes say
+    archive                inputs by the state that they reach, where there is guidance
+    errors                 how many of our own errors were caught
+    failure                the last of them, until somebody takes it
 
     `custom_mutator` and `custom_crossover` never raise. An exception there would hang the process: atheris prints a
     traceback, and libFuzzer waits for ever. So the error is kept in `failure`, the input goes on unchanged, and the
@@ -250,10 +249,17 @@ class Mutator:
     `mutated` and `crossed` are the same without that net.
     """
 
-    def __init__(self, target: Target, design: str | None = None, fault: str | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        design: str | None = None,
+        fault: str | None = None,
+        images: tuple[str, ...] | None = None,
+    ) -> None:
         self.target = target
         self.design = design
         self.fault = fault
+        self.images = images
         self.archive: Archive | None = None
         self.errors = 0
         self.failure: Exception | None = None
@@ -281,10 +287,10 @@ class Mutator:
         scenario = self.pinned(codec.decode(data))
         if not target.mutates:
             design = rng.choice(target.designs) if self.design is None else self.design
-            return fitted(generate(rng, target, design, scenario.fault), max_size)
+            return fitted(self.pinned(generate(rng, target, design, scenario.fault)), max_size)
         # An input too short to say anything is what libFuzzer begins with.
         if len(data) < 8 or rng.random() < GENERATE_SHARE:
-            return fitted(generate(rng, target, scenario.design, scenario.fault), max_size)
+            return fitted(self.pinned(generate(rng, target, scenario.design, scenario.fault)), max_size)
         if self.archive is not None and rng.random() < ARCHIVE_SHARE:
             kept = self.archive.choose(rng)
             scenario = scenario if kept is None else self.pinned(codec.decode(kept))
@@ -303,13 +309,14 @@ class Mutator:
         return fitted(shortened(scenario, rng), max_size)
 
     def pinned(self, scenario: Scenario) -> Scenario:
-        """The scenario in the target's world, with the campaign's design and fault."""
+        """The scenario in the target's world, with the campaign's design, fault and images."""
         if scenario.world != self.target.world:
             scenario = Scenario(self.target.world, self.target.default_design, fault=scenario.fault)
         design = scenario.design if self.design is None else self.design
         fault = scenario.fault if self.fault is None else self.fault
-        if scenario.design != design or scenario.fault != fault:
-            return replace(scenario, design=design, fault=fault)
+        images = scenario.images if self.images is None else self.images
+        if scenario.design != design or scenario.fault != fault or scenario.images != images:
+            return replace(scenario, design=design, fault=fault, images=images)
         return scenario
 
     def _caught(self, error: Exception, data: bytes, max_size: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fuzz_targets.canary import planted
 from fuzz_targets.generator import PROFILES, Profile
-from reference_impl.scenario import DESIGNS, Scenario
+from reference_impl.scenario import Scenario, designs_of
 
 if TYPE_CHECKING:
     from fuzz_targets.harness import Verdict
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Target:
     """One way to fuzz.
 
-    name         as in `--target`; `fuzz_targets/<name>.py` is its program
+    name         as in `--target`; `fuzz_targets/<name>.py` is its program, with "_" for "-"
     description  a sentence for people
     world        the world that its scenarios run in
     profile      what its generated scenarios look like
@@ -55,12 +55,20 @@ class Target:
             return verdict
         return Verdict(verdict.trace, verdict.findings + self.planted(scenario, verdict.trace))
 
+    def prepare(self, design: str, images: tuple[str, ...] = ()) -> None:
+        """Start the images of the efi-image world once, so that what is missing is said before anything begins.
+
+        Raises ImageError where one cannot be had or started, and ExtraMissing.
+        """
+        if self.world == "efi-image":
+            self.run(Scenario(self.world, design, images))
+
     def is_known(self, design: str, signature: str) -> bool:
         """Whether a finding is expected of this design."""
         return any(design == known and signature.startswith(start) for known, start in self.known)
 
 
-_DESIGNS = tuple(DESIGNS)
+_DESIGNS = designs_of("platform")
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -92,6 +100,13 @@ TARGETS: dict[str, Target] = {
             "ring",
             PROFILES["xenstore_ring"],
             ("",),
+        ),
+        Target(
+            "efi-image",
+            "whole scenarios against real .efi drivers in a CPU emulator: XenBusDxe and XenPvBlkDxe, or your own",
+            "efi-image",
+            PROFILES["efi_image"],
+            designs_of("efi-image"),
         ),
         Target(
             "smoke",

@@ -18,6 +18,7 @@ that a small file cannot stand for a large one, and so that there is one way to 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -26,10 +27,11 @@ import yaml
 
 from reference_impl.faulty import FAULTS
 from reference_impl.scenario import (
-    DESIGNS,
     DEVICE_KINDS,
     ENVIRONMENTS,
+    IMAGE_SIZE_MAX,
     MAX_DEVICES,
+    MAX_IMAGES,
     MAX_OPERATIONS,
     MAX_ORDER,
     OPERATIONS,
@@ -42,6 +44,8 @@ from reference_impl.scenario import (
     Operation,
     Scenario,
     default_of,
+    designs_of,
+    is_image_name,
     operations_of,
     scenario,
 )
@@ -51,7 +55,7 @@ SIZE_MAX = 1 << 20  # bytes; the longest valid scenario needs less than a tenth 
 _DEPTH_MAX = 16  # levels of nesting; a scenario needs four
 
 _KEYS = (
-    *("version", "world", "design", "environment", "switches", "fault"),
+    *("version", "world", "design", "images", "environment", "switches", "fault"),
     *("reconnection", "devices", "order", "operations"),
 )
 
@@ -75,10 +79,10 @@ def dump(scenario: Scenario) -> str:
     """The YAML text of a valid scenario; `load` gives the same scenario back."""
     simplest = Scenario()
     lines = [f"version: {VERSION}"]
-    for name in ("world", "design", "environment", "fault"):
+    for name in ("world", "design", "images", "environment", "fault"):
         value = getattr(scenario, name)
         if value != getattr(simplest, name):
-            lines.append(f"{name}: {_scalar(value)}")
+            lines.append(f"{name}: {_flow_list(value) if isinstance(value, tuple) else _scalar(value)}")
     if scenario.switches:
         lines.append(f"switches: {_flow_list(scenario.switches)}")
     if not scenario.reconnection:
@@ -124,7 +128,7 @@ def _scalar(value: Any) -> str:
         and text not in ("true", "false", "null", "yes", "no", "on", "off")
     ):
         return text
-    return f'"{text}"'
+    return json.dumps(text, ensure_ascii=False)  # which YAML reads as the same text
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
@@ -167,12 +171,15 @@ class _Reader:
         world = "platform"
         if "world" in entries:
             world = values["world"] = self._name(entries["world"], "world", WORLDS)
-        if world == "platform":
+        designs = designs_of(world)
+        if designs:
             if "design" not in entries:
-                self._fail(root, "design", f"missing; one of {', '.join(DESIGNS)}")
-            values["design"] = self._name(entries["design"], "design", DESIGNS)
+                self._fail(root, "design", f"missing; one of {', '.join(designs)}")
+            values["design"] = self._name(entries["design"], "design", designs)
         elif "design" in entries:
             self._fail(entries["design"], "design", f"the world {world!r} has none")
+        if "images" in entries:
+            values["images"] = self._images(entries["images"], world)
         if "environment" in entries:
             values["environment"] = self._name(entries["environment"], "environment", ENVIRONMENTS)
         if "switches" in entries:
@@ -230,6 +237,18 @@ class _Reader:
             self._name(item, f"switches[{index}]", SWITCHES) for index, item in enumerate(self._list(node, "switches"))
         ]
         return tuple(sorted(set(names)))
+
+    def _images(self, node: Any, world: str) -> tuple[str, ...]:
+        if world != "efi-image":
+            self._fail(node, "images", f"the world {world!r} has none")
+        items = self._list(node, "images")
+        if len(items) > MAX_IMAGES:
+            self._fail(node, "images", f"{len(items)} images, at most {MAX_IMAGES}")
+        names = tuple(self._text(item, f"images[{index}]") for index, item in enumerate(items))
+        for index, name in enumerate(names):
+            if not is_image_name(name):
+                self._fail(items[index], f"images[{index}]", f"no name of an image, at most {IMAGE_SIZE_MAX} bytes")
+        return names
 
     def _devices(self, node: Any) -> tuple[str, ...]:
         items = self._list(node, "devices")

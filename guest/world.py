@@ -1,8 +1,8 @@
 """The `efi-image` world: real drivers, loaded from firmware, on the machine that a scenario describes.
 
 The scenario's operations are those of the platform world, whose rules about what is permitted hold here as well
-(`PlatformWorld`). What differs is who the drivers are: XenBusDxe and XenPvBlkDxe as they were shipped, and DevicePathDxe,
-which they need. They are loaded and entered before the first operation.
+(`PlatformWorld`). What differs is who the drivers are: those that the design names (`GUESTS`), and DevicePathDxe, which
+they need, and images of the user's own. They are loaded and entered before the first operation.
 
 A fault of guest code ends the run. It leaves a record (`Kind.FAULT`, or `Kind.STUCK` "dead-loop") with a backtrace; the
 oracles judge what came before as well.
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from guest.calling_convention import CallingConvention
 from guest.drivers import GuestImage, Images
-from guest.image import Image, open_image
+from guest.image import Image, ImageError, open_image
 from guest.machine import PAGE, GuestFault, Machine, NotCountedError
 from guest.tables import HOB_LIST_TABLE, PCD_PROTOCOL, FirmwareMemory, place_hobs
 from guest.thunks import Thunks
@@ -31,30 +32,50 @@ from reference_impl.uefi.status import EfiError
 from reference_impl.world import GRANT_TABLE_ADDRESS, PlatformWorld, SkippedError
 
 FIRMWARE = "bullseye/OVMF_CODE_4M.fd"
-MODULES = {"": "DevicePathDxe", "xenbus": "XenBusDxe", "block": "XenPvBlkDxe"}
-"""Scenario's name of a driver → module of the firmware; "" is no driver of a device."""
+LIBRARY = "DevicePathDxe"
+"""What the other images need before they can start."""
+
+GUESTS: dict[str, dict[str, str]] = {
+    "shipped": {"xenbus": "XenBusDxe", "block": "XenPvBlkDxe"},
+}
+"""For each design, the drivers that are guests: the scenario's name of a driver → module of the firmware."""
 
 _CONTROLLER_PATH = bytes.fromhex("02010c00d041030a00000000 01010600 0002 7fff0400".replace(" ", ""))
 _XENBUS_NODE_OFFSET = 144  # of XENBUS_PROTOCOL.Node
 _NAME_MAX = 64
 
 
-class CannotStart(Exception):  # noqa: N818 - named for what it says
+class CannotStart(ImageError):  # noqa: N818 - named for what it says
     """An image cannot be started in this world. The message is one line that says why."""
 
 
-def open_drivers(firmware: str = FIRMWARE) -> dict[str, Image]:
-    """The images of the world, by the scenario's names. Raises ImageError where they cannot be had."""
-    return {name: open_image(f"{firmware}:{module}") for name, module in MODULES.items()}
+@cache
+def open_drivers(design: str = "shipped", images: tuple[str, ...] = ()) -> dict[str, Image]:
+    """The images of the world in the order in which they are loaded, by the scenario's names of drivers.
+
+    `images` of the user's own take the place of a driver of the design that has the same name; the others come behind
+    it as "image-0" and so on. Raises ImageError where one cannot be had, and ExtraMissing.
+    """
+    modules = {"": LIBRARY, **GUESTS[design]}
+    own = {image.name: image for image in map(open_image, images)}
+    drivers = {
+        name: own.pop(module) if module in own else open_image(f"{FIRMWARE}:{module}")
+        for name, module in modules.items()
+    }
+    return drivers | {f"image-{index}": image for index, image in enumerate(own.values())}
 
 
-def run(scenario: Scenario, drivers: Mapping[str, Image]) -> Trace:
-    """Run `scenario` in a new world. The same scenario and the same images give the same trace. Raises CannotStart.
+def run(scenario: Scenario, drivers: Mapping[str, Image] | None = None) -> Trace:
+    """Run `scenario` in a new world. The same scenario and the same images give the same trace.
+
+    `drivers` instead of those that the scenario names. Raises CannotStart, and what `open_drivers` raises.
 
     Where a backend takes its time, the guest turns in loops without calling anything, and only a machine that counts
     knows how to go on. Elsewhere counting costs as much as all the rest, so the run is repeated with it where it is
     needed after all.
     """
+    if drivers is None:
+        drivers = open_drivers(scenario.design, scenario.images)
     delayed = any(step.kind == "backend" and step.arguments[1] for step in scenario.operations)
     for counting in (delayed, True):
         machine = Machine(counting)
@@ -233,6 +254,6 @@ class GuestWorld(PlatformWorld):
 
     def _image(self, name: str) -> GuestImage:
         image = self._loaded.get(name)
-        if image is None:
+        if image is None or not name:
             raise SkippedError("the driver is not loaded")
         return image

@@ -20,10 +20,24 @@ from typing import Any, NamedTuple
 from reference_impl.failures import CALLS
 from reference_impl.faulty import FAULTS
 
-DESIGNS: dict[str, str] = {
-    "disconnect": "what ships in edk2: the bus disconnects everything in its ExitBootServices handler",
-    "exit-callback": "patch series v1: the bus calls its children back, then resets the connection",
-    "reference-count": "the counter-proposal: AddReference, RemoveReference(HandOffToOs); the last one resets the connection",
+
+class Design(NamedTuple):
+    """One way to do the teardown: in which world it exists, and a sentence for people."""
+
+    world: str
+    description: str
+
+
+DESIGNS: dict[str, Design] = {
+    "disconnect": Design(
+        "platform", "what ships in edk2: the bus disconnects everything in its ExitBootServices handler"
+    ),
+    "exit-callback": Design("platform", "patch series v1: the bus calls its children back, then resets the connection"),
+    "reference-count": Design(
+        "platform",
+        "the counter-proposal: AddReference, RemoveReference(HandOffToOs); the last one resets the connection",
+    ),
+    "shipped": Design("efi-image", "the XenBusDxe and XenPvBlkDxe that ship, as binaries"),
 }
 
 ENVIRONMENTS: dict[str, str] = {
@@ -37,13 +51,19 @@ WORLDS: dict[str, str] = {
     "platform": "firmware, Xen, the bus driver and its device drivers, and the operating system afterwards",
     "core": "the firmware core alone, called with any arguments",
     "ring": "the xenstore client against a peer that may lie",
+    "efi-image": "the platform with real .efi drivers in a CPU emulator instead of the drivers in Python",
 }
+
+MACHINES = ("platform", "efi-image")
+"""Worlds with a whole machine: devices, designs, and drivers that are started and stopped."""
 
 DEVICE_KINDS = ("block", "network", "console")
 MAX_DEVICES = 4  # at the start; more can be added while it runs
 MAX_DEVICES_EVER = 8  # as many as operations can name
 MAX_OPERATIONS = 200
 MAX_ORDER = 16  # notifications that a permutation may name
+MAX_IMAGES = 4
+IMAGE_SIZE_MAX = 255  # bytes of UTF-8 of an image's name
 
 ORDER_EDK2 = "edk2"
 ORDER_FIFO = "fifo"
@@ -93,44 +113,44 @@ CORE_CALLS = tuple(call for call in CALLS if not call.startswith(("EVTCHNOP", "H
 
 OPERATIONS: dict[str, OperationType] = {
     "connect": OperationType(
-        ("platform",),
+        MACHINES,
         (_CONTROLLER, Choice("driver", ("any", *_DRIVERS)), Choice("recursive", (True, False))),
         "ConnectController, as the firmware does it at boot; `driver` alone where one is named",
     ),
     "exit": OperationType(
-        ("platform", "core"),
+        (*MACHINES, "core"),
         (Choice("map_key", ("fresh", "stale")),),
         "the loader calls ExitBootServices with a map key that it has just fetched, or with one that has gone stale",
     ),
     "disconnect": OperationType(
-        ("platform",),
+        MACHINES,
         (_CONTROLLER, Choice("driver", ("any", *_DRIVERS)), Choice("child", ("all", *_CHILDREN))),
         "DisconnectController",
     ),
     "request": OperationType(
-        ("platform",), (_DEVICE,), "one request through the interface that the device's driver published"
+        MACHINES, (_DEVICE,), "one request through the interface that the device's driver published"
     ),
     "fail": OperationType(
-        ("platform", "core", "ring"),
+        (*MACHINES, "core", "ring"),
         (Choice("call", tuple(FAILURES)), Choice("nth", tuple(range(1, 129)))),
         "arm a failure: from now on, the nth call that may fail answers this",
     ),
-    "add-device": OperationType(("platform",), (Choice("kind", DEVICE_KINDS),), "a device appears in xenstore"),
+    "add-device": OperationType(MACHINES, (Choice("kind", DEVICE_KINDS),), "a device appears in xenstore"),
     "remove-device": OperationType(
-        ("platform",), (_DEVICE,), "the device's backend asks to close, and the device goes when that is done"
+        MACHINES, (_DEVICE,), "the device's backend asks to close, and the device goes when that is done"
     ),
     "backend": OperationType(
-        ("platform",),
+        MACHINES,
         (_DEVICE, Choice("delay", (0, 1, 2, 3, 5, 8, 13, 21))),
         "from now on the device's backend lets this many platform steps pass before it answers",
     ),
-    "time": OperationType(("platform", "core"), (Choice("milliseconds", (1, 10, 100, 1000, 10000)),), "time passes"),
+    "time": OperationType((*MACHINES, "core"), (Choice("milliseconds", (1, 10, 100, 1000, 10000)),), "time passes"),
     "unload": OperationType(
-        ("platform",), (Choice("driver", _DRIVERS),), "UnloadImage of a driver, which first disconnects it"
+        MACHINES, (Choice("driver", _DRIVERS),), "UnloadImage of a driver, which first disconnects it"
     ),
-    "load": OperationType(("platform",), (Choice("driver", _DRIVERS),), "load a driver that was unloaded"),
-    "allocate": OperationType(("platform", "core"), (Choice("pages", (1, 2, 4, 16)),), "the loader allocates pages"),
-    "free": OperationType(("platform", "core"), (), "the loader frees the pages that it allocated last"),
+    "load": OperationType(MACHINES, (Choice("driver", _DRIVERS),), "load a driver that was unloaded"),
+    "allocate": OperationType((*MACHINES, "core"), (Choice("pages", (1, 2, 4, 16)),), "the loader allocates pages"),
+    "free": OperationType((*MACHINES, "core"), (), "the loader frees the pages that it allocated last"),
     "call": OperationType(
         ("core",),
         (
@@ -213,7 +233,9 @@ class Scenario:
     """One run, as data. Build it with `scenario()`, which checks it.
 
     world         one of `WORLDS`
-    design        one of `DESIGNS` in the platform world, "" in the others
+    design        one of the world's `DESIGNS`, "" in a world that has none
+    images        of drivers of the user's own, in the efi-image world: what `ebsfuzz inspect` takes, at most `MAX_IMAGES`.
+                  One with the name of a driver of the design takes its place, others are there in addition.
     environment   one of `ENVIRONMENTS`
     switches      sorted names of `SWITCHES`
     fault         one of `FAULTS`, or "": the seeded fault that the world has
@@ -227,6 +249,7 @@ class Scenario:
 
     world: str = "platform"
     design: str = ""
+    images: tuple[str, ...] = ()
     environment: str = "conforming"
     switches: tuple[str, ...] = ()
     fault: str = ""
@@ -257,10 +280,14 @@ def scenario(**values: Any) -> Scenario:
     problem = ""
     if made.world not in WORLDS:
         problem = f"world: unknown {made.world!r}"
-    elif made.world == "platform" and made.design not in DESIGNS:
-        problem = f"design: unknown {made.design!r}"
-    elif made.world != "platform" and made.design:
+    elif made.world in MACHINES and made.design not in designs_of(made.world):
+        problem = f"design: unknown {made.design!r} in the world {made.world!r}"
+    elif made.world not in MACHINES and made.design:
         problem = f"design: the world {made.world!r} has none"
+    elif made.images and made.world != "efi-image":
+        problem = f"images: the world {made.world!r} has none"
+    elif len(made.images) > MAX_IMAGES or not all(map(is_image_name, made.images)):
+        problem = f"images: at most {MAX_IMAGES} names of at most {IMAGE_SIZE_MAX} bytes"
     elif made.environment not in ENVIRONMENTS:
         problem = f"environment: unknown {made.environment!r}"
     elif any(switch not in SWITCHES for switch in made.switches) or list(made.switches) != sorted(set(made.switches)):
@@ -285,7 +312,23 @@ def scenario(**values: Any) -> Scenario:
             raise ValueError(f"operations[{index}]: {step.kind} takes {len(fields)} values")
         for field, value in zip(fields, step.arguments, strict=True):
             _checked(step.kind, field, value)
-    return replace(made, order=canonical_order(order), devices=tuple(made.devices), operations=tuple(made.operations))
+    return replace(
+        made,
+        order=canonical_order(order),
+        images=tuple(made.images),
+        devices=tuple(made.devices),
+        operations=tuple(made.operations),
+    )
+
+
+def is_image_name(text: str) -> bool:
+    """Whether this can stand for an image in a scenario: printable and not too long."""
+    return bool(text) and text.isprintable() and len(text.encode()) <= IMAGE_SIZE_MAX
+
+
+def designs_of(world: str) -> tuple[str, ...]:
+    """The designs that a world has, in the table's order; none in a world without drivers."""
+    return tuple(name for name, entry in DESIGNS.items() if entry.world == world)
 
 
 def operations_of(world: str) -> tuple[str, ...]:

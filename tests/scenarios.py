@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from reference_impl.scenario import Operation, Scenario, operation, scenario
+from reference_impl.scenario import Operation, Scenario, designs_of, operation, scenario
 from reference_impl.trace import Kind, Phase, Record, Trace
 
+PLATFORM_DESIGNS = designs_of("platform")
 CORRECT_DESIGNS = ("exit-callback", "reference-count")
 
 CONNECT = operation("connect")

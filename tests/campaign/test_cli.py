@@ -207,9 +207,13 @@ def test_services_are_told_apart() -> None:
     assert services["RaiseTPL"] == "boot service; cannot fail"
 
 
-def test_the_three_designs_are_listed() -> None:
+def test_designs_are_listed_with_their_world() -> None:
     """As scenarios name them."""
-    assert list(descriptions(What.DESIGNS)) == list(DESIGNS) == ["disconnect", "exit-callback", "reference-count"]
+    listed = descriptions(What.DESIGNS)
+    assert list(listed) == list(DESIGNS)
+    assert list(DESIGNS)[:4] == ["disconnect", "exit-callback", "reference-count", "shipped"]
+    assert listed["disconnect"].startswith("platform: ")
+    assert listed["shipped"].startswith("efi-image: ")
 
 
 # ---- replay -----------------------------------------------------------------------------------------------------------

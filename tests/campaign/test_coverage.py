@@ -79,13 +79,13 @@ def test_a_missing_coverage_package_is_one_line(monkeypatch):
 
 def test_the_starting_corpora_are_the_default(monkeypatch, tmp_path):
     """Nobody has to name them."""
-    monkeypatch.setattr(module, "STARTING_CORPORA", corpus(tmp_path / "corpus", EMPTY, EXIT))
+    monkeypatch.setattr(module, "STARTING_CORPORA", [corpus(tmp_path / "corpus", EMPTY, EXIT)])
     assert coverage().scenarios == 2
 
 
 def test_a_failure_of_the_measurement_is_no_verdict(monkeypatch, capfd):
     """A traceback of the process is on standard error, and nothing passes for a result."""
-    monkeypatch.setattr(module, "STARTING_CORPORA", Path("x"))
+    monkeypatch.setattr(module, "STARTING_CORPORA", [Path("x")])
     monkeypatch.setattr(module.json, "dumps", lambda request: "no request")
     with pytest.raises(AssertionError, match="ended with status 1"):
         coverage()

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from reference_impl.faulty import FAULTS
 from reference_impl.scenario import (
-    DESIGNS,
     DEVICE_KINDS,
     ENVIRONMENTS,
     MAX_DEVICES,
+    MAX_IMAGES,
     MAX_ORDER,
     OPERATIONS,
     SWITCHES,
@@ -20,6 +20,8 @@ from reference_impl.scenario import (
     Field,
     Operation,
     Scenario,
+    designs_of,
+    is_image_name,
     operations_of,
     scenario,
 )
@@ -41,6 +43,7 @@ orders = st.one_of(
     st.sampled_from(("edk2", "fifo")),
     st.integers(2, MAX_ORDER).flatmap(lambda length: st.permutations(range(length))).map(tuple),
 )
+image_names = st.text(min_size=1, max_size=60).filter(is_image_name)
 
 
 @st.composite
@@ -49,7 +52,8 @@ def scenarios(draw: Any, max_operations: int = 12) -> Scenario:
     world = draw(st.sampled_from(tuple(WORLDS)))
     return scenario(
         world=world,
-        design=draw(st.sampled_from(tuple(DESIGNS))) if world == "platform" else "",
+        design=draw(st.sampled_from(designs_of(world) or ("",))),
+        images=tuple(draw(st.lists(image_names, max_size=MAX_IMAGES))) if world == "efi-image" else (),
         environment=draw(st.sampled_from(tuple(ENVIRONMENTS))),
         switches=tuple(sorted(draw(st.sets(st.sampled_from(tuple(SWITCHES)))))) if SWITCHES else (),
         fault=draw(st.sampled_from(("", *FAULTS))),

@@ -8,12 +8,15 @@ import pytest
 
 from fuzz_targets.generator import PROFILES, START_CALLS, generate, random_nth, random_order
 from fuzz_targets.registry import TARGETS, Target
-from reference_impl.scenario import DESIGNS, OPERATIONS, Blob, Scenario, operation, operations_of, scenario
+from reference_impl.scenario import OPERATIONS, Blob, Scenario, operation, operations_of, scenario
 from reference_impl.trace import Kind
 from reference_impl.world import run
 from tests.fuzz_targets.scenarios import checked
+from tests.scenarios import PLATFORM_DESIGNS
 
-WORLD_TARGETS = [TARGETS[name] for name in ("lifecycle", "exit_boot_services", "boot_services", "xenstore_ring")]
+WORLD_TARGETS = [
+    TARGETS[name] for name in ("lifecycle", "exit_boot_services", "boot_services", "xenstore_ring", "efi-image")
+]
 
 
 def _many(target: Target, count: int) -> list[Scenario]:
@@ -123,7 +126,7 @@ def test_failures_hit_the_first_calls_most_often() -> None:
 def test_failures_aim_at_calls_that_drivers_make() -> None:
     """Every call of the list is made inside a Start, by the bus or a device, so that a failure there can fire."""
     made: set[str] = set()
-    for design in DESIGNS:
+    for design in PLATFORM_DESIGNS:
         devices = ("block", "network", "console")
         trace = run(scenario(design=design, devices=devices, operations=(operation("connect"),)))
         for kind, _, _, depth, _, name, *_ in trace.records:

@@ -15,7 +15,9 @@ from fuzz_targets.registry import TARGETS, Target
 from reference_impl.scenario import MAX_OPERATIONS, Scenario, operation, scenario
 from tests.fuzz_targets.scenarios import checked, scenarios
 
-WORLD_TARGETS = [TARGETS[name] for name in ("lifecycle", "exit_boot_services", "boot_services", "xenstore_ring")]
+WORLD_TARGETS = [
+    TARGETS[name] for name in ("lifecycle", "exit_boot_services", "boot_services", "xenstore_ring", "efi-image")
+]
 LIFECYCLE = TARGETS["lifecycle"]
 FOR_WORLD = {target.world: target for target in reversed(WORLD_TARGETS)}
 MADE = scenario(

@@ -137,7 +137,7 @@ def test_load_makes_an_order_canonical() -> None:
         ),
         (
             "version: 1\nqqq: 1\n",
-            "s.yaml:2: unknown key 'qqq' (known: version, world, design, environment, switches, fault, reconnection, "
+            "s.yaml:2: unknown key 'qqq' (known: version, world, design, images, environment, switches, fault, reconnection, "
             "devices, order, operations)",
         ),
         ("version: 1\ndesign: disconnect\ndesign: disconnect\n", "s.yaml:3: key 'design' stands here twice"),
@@ -148,7 +148,7 @@ def test_load_makes_an_order_canonical() -> None:
             "s.yaml:2: design: unknown value 'reference-cuont' (did you mean 'reference-count'?)",
         ),
         ("version: 1\nworld: ring\ndesign: disconnect\n", "s.yaml:3: design: the world 'ring' has none"),
-        ("version: 1\nworld: moon\n", "s.yaml:2: world: unknown value 'moon' (one of platform, core, ring)"),
+        ("version: 1\nworld: moon\n", "s.yaml:2: world: unknown value 'moon' (one of platform, core, ring, efi-image)"),
         ("version: 1\nworld: {}\n", "s.yaml:2: world: expected a name, found a mapping"),
         (HEAD + "environment: hostil\n", "s.yaml:3: environment: unknown value 'hostil' (one of conforming)"),
         (HEAD + "switches: [x]\n", "s.yaml:3: switches[0]: unknown value 'x' (there are none)"),

@@ -9,14 +9,14 @@ import pytest
 from fuzz_targets.generator import generate
 from fuzz_targets.registry import TARGETS
 from oracles import judge
-from reference_impl.scenario import DESIGNS, operation
+from reference_impl.scenario import operation
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi.status import EfiStatus
 from reference_impl.world import run
-from tests.scenarios import CONNECT, EXIT, STALE_EXIT, STOP_BUS, platform, records
+from tests.scenarios import CONNECT, EXIT, PLATFORM_DESIGNS, STALE_EXIT, STOP_BUS, platform, records
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", PLATFORM_DESIGNS)
 def test_the_same_scenario_gives_the_same_trace(design):
     """Two runs of any scenario agree in every record."""
     source = random.Random(7)

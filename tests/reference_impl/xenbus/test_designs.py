@@ -7,10 +7,10 @@ from itertools import permutations
 import pytest
 
 from oracles import judge
-from reference_impl.scenario import DESIGNS, operation
+from reference_impl.scenario import operation
 from reference_impl.trace import Kind, Phase
 from reference_impl.world import run
-from tests.scenarios import CONNECT, CORRECT_DESIGNS, EXIT, STALE_EXIT, STOP_BUS, platform, records
+from tests.scenarios import CONNECT, CORRECT_DESIGNS, EXIT, PLATFORM_DESIGNS, STALE_EXIT, STOP_BUS, platform, records
 
 MEMORY_SERVICES = {"AllocatePool", "FreePool", "AllocatePages", "FreePages", "GetMemoryMap"}
 ALL_DEVICES = ("block", "network", "console")
@@ -21,7 +21,7 @@ def memory_calls_at_exit(trace):
     return sum(record.name in MEMORY_SERVICES for record in records(trace, Kind.SERVICE, phase=Phase.EXIT))
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", PLATFORM_DESIGNS)
 @pytest.mark.parametrize("reconnection", [True, False])
 @pytest.mark.parametrize("devices", [(), ("block",), ALL_DEVICES, ("block",) * 4])
 def test_every_design_resets_ring_and_grant_table_once(design, reconnection, devices):
@@ -92,7 +92,7 @@ def test_exit_callback_calls_every_started_device_back_once():
     assert [record.agent for record in records(trace, Kind.ENTRY, "Notify")] == ["XenBusDxe"]
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", PLATFORM_DESIGNS)
 def test_a_stopped_bus_has_nothing_to_do_at_the_exit(design):
     """Stop closes the events and resets the connection; the exit then runs nothing and finds nothing."""
     trace = run(platform(design, CONNECT, STOP_BUS, EXIT, devices=ALL_DEVICES))

@@ -8,13 +8,13 @@ import pytest
 
 from oracles import judge
 from reference_impl.failures import ALLOCATIONS, CLEANUP
-from reference_impl.scenario import DESIGNS, FAILURES, operation
+from reference_impl.scenario import FAILURES, operation
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi.definitions import SearchType
 from reference_impl.uefi.status import EfiError, EfiStatus
 from reference_impl.world import PlatformWorld, run
 from reference_impl.xenbus.bus_driver import GRANT_ENTRIES
-from tests.scenarios import CONNECT, CORRECT_DESIGNS, EXIT, STOP_BUS, platform, records
+from tests.scenarios import CONNECT, CORRECT_DESIGNS, EXIT, PLATFORM_DESIGNS, STOP_BUS, platform, records
 
 CORE_IMAGE = 1  # the first handle
 DEVICES = ("block", "network")
@@ -56,7 +56,7 @@ def database(world):
     }
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", PLATFORM_DESIGNS)
 @pytest.mark.parametrize("reconnection", [True, False])
 def test_stop_gives_back_everything_that_start_took(design, reconnection):
     """After Start and Stop no driver holds anything, and the handle database is as it was."""
@@ -68,7 +68,7 @@ def test_stop_gives_back_everything_that_start_took(design, reconnection):
     assert database(world) == before
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", PLATFORM_DESIGNS)
 def test_a_second_start_does_what_the_first_did(design):
     """Start, Stop, Start does the same work as one Start."""
     once = run(platform(design, CONNECT, devices=DEVICES))
@@ -129,7 +129,7 @@ def test_a_device_that_is_not_initialising_is_left_alone():
 def test_a_late_backend_is_waited_for():
     """A peer that answers after many steps is as good as a prompt one."""
     slow = operation("backend", device=0, delay=21)
-    for design in DESIGNS:
+    for design in PLATFORM_DESIGNS:
         trace = run(platform(design, slow, CONNECT, EXIT, devices=("block",)))
         assert {record.status for record in records(trace, Kind.TAKE_OVER) if record.name != "memory-map"} == {"OK"}
 
