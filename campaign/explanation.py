@@ -78,7 +78,7 @@ def explanation(
 
 def _under_test(scenario: Scenario) -> str:
     if scenario.design:
-        return f"the teardown design {code(scenario.design)}: {escaped(DESIGNS[scenario.design])}"
+        return f"the teardown design {code(scenario.design)}: {escaped(DESIGNS[scenario.design].description)}"
     return f"{code(scenario.world)}: {escaped(WORLDS[scenario.world])}"
 
 
