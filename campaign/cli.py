@@ -48,6 +48,16 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class RunFormat(StrEnum):
+    """In which form the answer of a run is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+    SARIF = "sarif"
+    JUNIT = "junit"
+    MARKDOWN = "markdown"
+
+
 _FORMAT = typer.Option(
     "--format", help="`text` for people, or `json`: one object ends standard output, the rest goes to standard error."
 )
@@ -164,7 +174,14 @@ def run(
         bool,
         typer.Option("--unguided", help="Weighted random scenarios without coverage feedback; works without atheris."),
     ] = False,
-    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+    output_format: Annotated[
+        RunFormat,
+        typer.Option(
+            "--format",
+            help="`text` for people; `json`, or for CI systems `sarif` (code scanning), `junit` (XML, test views) and "
+            "`markdown` (job pages): one document ends standard output, the rest goes to standard error.",
+        ),
+    ] = RunFormat.TEXT,
 ) -> int:
     """Fuzz: run scenarios until the time is up, and report each broken rule once, with a reproducer.
 
@@ -212,7 +229,7 @@ def run(
     )
     from campaign.display import ProgressDisplay, console_for, show_result
 
-    for_people = console_for("stderr" if output_format is Format.JSON else "stdout")
+    for_people = console_for("stdout" if output_format is RunFormat.TEXT else "stderr")
     with ProgressDisplay(console_for("stderr")) as display:
         campaign = Campaign(settings, display.show)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -221,8 +238,10 @@ def run(
     show_result(result, for_people)
     for problem in result.problems:
         _complain(problem, Exit.FAILED)
-    if output_format is Format.JSON:
-        _print_json(result.as_object())
+    if output_format is not RunFormat.TEXT:
+        from campaign.formats import DOCUMENTS
+
+        print(DOCUMENTS[output_format](result.as_object()), flush=True)
     return result.exit
 
 

@@ -543,9 +543,14 @@ class _Drawing:
             yield _text(_LEFT + 12, top + 19 + number * _LINE, line, "" if number else "broken")
 
 
+def xml_text(text: str) -> str:
+    """Text without the characters that no XML file may have, not even escaped."""
+    return _NO_XML.sub("\ufffd", text)
+
+
 def clean(text: str) -> str:
-    """Text as XML takes it, whatever is in it."""
-    return escape(_NO_XML.sub("\ufffd", text), {'"': "&quot;"})
+    """Text as it stands in XML, whatever is in it."""
+    return escape(xml_text(text), {'"': "&quot;"})
 
 
 def _cut(text: str) -> str:

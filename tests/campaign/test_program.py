@@ -9,6 +9,8 @@ import re
 import signal
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,21 @@ def test_a_baseline_makes_the_status_0(tmp_path: Path) -> None:
     (tmp_path / "known.json").write_text(first.stdout)
     again = answer_of(ebsfuzz(tmp_path, *arguments, "--baseline", "known.json"), 0)
     assert len(again["findings"]) == len(answer_of(first, 1)["findings"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("form", "read"),
+    [("sarif", json.loads), ("junit", ElementTree.fromstring), ("markdown", lambda text: text.index("## ebsfuzz"))],
+)
+def test_a_document_for_ci_is_all_of_standard_output(tmp_path: Path, form: str, read: Callable[[str], object]) -> None:
+    """What is for people goes to standard error, and the status is the same as ever."""
+    arguments = ("run", "--unguided", "--design", "disconnect", "--runs", "8", "--seed", "5", "--out", "out")
+    ended = ebsfuzz(tmp_path, *arguments, "--format", form)
+    assert ended.returncode == 1, ended.stderr
+    read(ended.stdout)
+    assert "memory-services/direct-call" in ended.stdout
+    assert "designs × rules" in ended.stderr
+    assert "out/findings/disconnect--memory-services--direct-call" in ended.stdout
 
 
 @pytest.mark.parametrize("guided", [pytest.param(True, marks=needs_atheris), False])
