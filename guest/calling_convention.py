@@ -65,7 +65,7 @@ class CallingConvention:
             + b"\x48\x89\xec"  # mov rsp, rbp
             b"\x5d"  # pop rbp
         )
-        self._gate = self._write(gate + b"\xf4")  # hlt is never executed
+        self._gate = self.write(gate + b"\xf4")  # hlt is never executed
         machine.stop_address = self._gate + len(gate)
 
     def call(self, function: int, *arguments: int) -> int:
@@ -136,7 +136,7 @@ class CallingConvention:
 
     def _trap(self, handler: Trap, spill: bytes) -> int:
         port = self.machine.add_trap(handler)
-        return self._write(
+        return self.write(
             b"\x49\xba"  # mov r10, MAILBOX
             + struct.pack("<Q", MAILBOX)
             + spill
@@ -149,7 +149,10 @@ class CallingConvention:
              + struct.pack("<Q", ANSWER) + b"\xc3"  # ret
         )
 
-    def _write(self, code: bytes) -> int:
-        address = self.reserve(len(code))
+    def write(self, code: bytes, otherwise: int = 0) -> int:
+        """Write code that the guest may call, with a jump to `otherwise` behind it. Gives its address."""
+        address = self.reserve(len(code) + 5)
         self.machine.write(address, code)
+        if otherwise:
+            self.write_jump(address + len(code), otherwise)
         return address

@@ -51,7 +51,7 @@ CODE = STACK_END  # traps and images, up to CODE_END
 CODE_END = 0x1F40_0000
 
 SPIN_BLOCKS = 5_000
-SPINS_MAX = 1_000
+SPINS_MAX = 100
 WATCH_SECONDS = 3.0
 
 READ, WRITE, EXECUTE = 1, 2, 4
@@ -115,8 +115,10 @@ class NotCountedError(BaseException):
 class Machine:
     """One processor with its memory. `close` gives everything back.
 
-    counting  whether every basic block is counted
-    spinning  asked when the guest turns without a trap: whether something outside of it still moves on
+    counting       whether every basic block is counted
+    spinning       asked when the guest turns without a trap: whether something outside of it still moves on
+    entered, left  called before guest code goes on and when it has stopped, for a trap as well
+    ram            what is behind physical memory
     """
 
     def __init__(self, counting: bool = False) -> None:
@@ -128,6 +130,8 @@ class Machine:
         self._pc, self._sp = x86.UC_X86_REG_RIP, x86.UC_X86_REG_RSP
         self.counting = counting
         self.spinning: Callable[[], bool] = lambda: False
+        self.entered: Callable[[], None] = _nothing
+        self.left: Callable[[], None] = _nothing
         self.stop_address = 0
         self._handlers: list[Trap] = []
         self._error: BaseException | None = None
@@ -138,10 +142,10 @@ class Machine:
         self._placed: dict[int, int] = {}
         self._free_pages = list(range(PLACED_PAGES - 1, -1, -1))
         self._pool_end = POOL_WINDOW
-        self._ram = _anonymous(MEMORY_END)
+        self.ram = _anonymous(MEMORY_END)
         self._pool = _anonymous(POOL_SIZE)
         self._special = _anonymous(PLACED_PAGES * PAGE)
-        self._ram_at = _address_of(self._ram)
+        self._ram_at = _address_of(self.ram)
         self._pool_at = _address_of(self._pool)
         self._special_at = _address_of(self._special)
         self._uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
@@ -167,6 +171,7 @@ class Machine:
         self._handlers = []
         self._uc = None
         self.spinning = lambda: False
+        self.entered = self.left = _nothing
 
     # ---- in and out -----------------------------------------------------------------------------------------------
 
@@ -186,6 +191,7 @@ class Machine:
             self._blocks = self._spins = 0
         self._level += 1
         uc = self._uc
+        self.entered()
         try:
             uc.emu_start(address, self.stop_address)
         except self._error_type as error:
@@ -193,6 +199,7 @@ class Machine:
                 self._error = self._as_fault(error)
         finally:
             self._level -= 1
+            self.left()
         if self._error is None:
             pc = uc.reg_read(self._pc)
             if pc != self.stop_address:
@@ -217,14 +224,17 @@ class Machine:
         if not 0 <= number < len(self._handlers):
             return (1 << (8 * size)) - 1  # nobody answers on the bus
         self._spins = self._blocks = 0
+        self.left()
         try:
-            answer = self._handlers[number](*_MAILBOX.unpack_from(self._ram, MAILBOX))
-            _U64.pack_into(self._ram, ANSWER, answer & _MASK64)
+            answer = self._handlers[number](*_MAILBOX.unpack_from(self.ram, MAILBOX))
+            _U64.pack_into(self.ram, ANSWER, answer & _MASK64)
             if self._error is None:
                 return 0
         except BaseException as error:
             if self._error is None:
                 self._error = error
+        finally:
+            self.entered()
         uc.emu_stop()
         return 0
 
@@ -242,12 +252,15 @@ class Machine:
         if self._blocks >= SPIN_BLOCKS and self._error is None:
             self._blocks = 0
             self._spins += 1
+            self.left()
             try:
                 if self.spinning() or self._spins < SPINS_MAX:
                     return
                 self._error = self.fault("dead-loop")
             except BaseException as error:
                 self._error = error
+            finally:
+                self.entered()
             uc.emu_stop()
 
     def _as_fault(self, error: Any) -> GuestFault:
@@ -328,7 +341,7 @@ class Machine:
         if end <= MEMORY_END and self._pages[address >> 12] == _RAM:
             last = (end - 1) >> 12 if size else address >> 12
             if last == address >> 12 or self._pages.find(b"\0", address >> 12, last + 1) < 0:
-                return self._ram, address
+                return self.ram, address
         number = self._placed.get(address & -PAGE)
         if number is None or (address & (PAGE - 1)) + size > PAGE:
             raise self.fault(kind, "for a service", address)
@@ -347,7 +360,7 @@ class Machine:
     def physical(self, address: int) -> memoryview | None:
         """The page at `address` as a device sees it, whether the guest may see it or not; None where there is none."""
         if address < MEMORY_END:
-            return memoryview(self._ram)[address : address + PAGE]
+            return memoryview(self.ram)[address : address + PAGE]
         if POOL_WINDOW <= address < POOL_WINDOW + POOL_SIZE:
             return memoryview(self._pool)[address - POOL_WINDOW : address - POOL_WINDOW + PAGE]
         return None
@@ -376,6 +389,10 @@ class Machine:
         """Set the 32-bit word at `address`."""
         memory, offset = self._find(address, 4, "write")
         _U32.pack_into(memory, offset, value & 0xFFFFFFFF)
+
+
+def _nothing() -> None:
+    """Before anybody wants to know."""
 
 
 def _anonymous(size: int) -> mmap.mmap:

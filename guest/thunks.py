@@ -23,6 +23,7 @@ from guest.drivers import GuestBinding, GuestFunction, Images
 from guest.heap import Heap
 from guest.machine import Machine
 from guest.tables import BOOT_SERVICES, PCD_SERVICES, RUNTIME_SERVICES, FirmwareMemory, Tables
+from guest.task_priority import TaskPriority
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.core import Core
@@ -61,6 +62,8 @@ class Thunks:
         self._nobody = BootServices(core, "guest")
         self._monotonic = 0
         boot = {name: self._write(_thunk(self, name)) for name in BOOT_SERVICES if name}
+        self.task_priority = TaskPriority(convention, core.trace, core.events, boot["RaiseTPL"], boot["RestoreTPL"])
+        boot |= {"RaiseTPL": self.task_priority.raise_tpl, "RestoreTPL": self.task_priority.restore_tpl}
         unsupported = self._write(self._unsupported)
         self.tables = Tables(firmware, boot, dict.fromkeys(RUNTIME_SERVICES, unsupported))
         get16 = self._write(lambda *_: HOST_BRIDGE)

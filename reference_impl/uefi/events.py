@@ -162,6 +162,7 @@ class Events:
     order       in which the members of a group are queued: "edk2" (newest-created first), "fifo" (oldest first), or a
                 permutation of edk2's order: the k-th is edk2's number order[k]; members that it does not name follow in
                 edk2's order
+    pending     bit n: notifications of TPL n may wait; one test tells that there is nothing to dispatch
     on_close    called with each event that is closed, while it is still known; the handle database forgets its
                 registrations there
     """
@@ -171,7 +172,6 @@ class Events:
         "_frozen_100ns",
         "_groups",
         "_next_event",
-        "_pending",
         "_queues",
         "_steps",
         "_timer_event",
@@ -180,6 +180,7 @@ class Events:
         "now_100ns",
         "on_close",
         "order",
+        "pending",
         "trace",
     )
 
@@ -193,7 +194,7 @@ class Events:
         self._next_event = FIRST_EVENT
         self._groups: dict[str, list[Event]] = {}  # oldest first; only members that have something to queue
         self._queues: list[list[Event]] = [[] for _ in range(TPL_HIGH_LEVEL)]
-        self._pending = 0  # bit n: queue n may have something; one test tells that there is nothing to dispatch
+        self.pending = 0
         self._timers: list[Event] = []  # armed, the next to come due first
         self._timer_event = Event(0, EVT_NOTIFY_SIGNAL, TIMER_TPL, None, None, "", "", 0)
         self._frozen_100ns = -1  # the clock at the last timer interrupt of all, once there are none any more
@@ -210,8 +211,8 @@ class Events:
 
     def restore_tpl(self, new: int) -> None:
         """Run what is pending above the TPL `new`, then set it. edk2's release build sets a higher TPL, too."""
-        while self._pending:
-            tpl = self._pending.bit_length() - 1
+        while self.pending:
+            tpl = self.pending.bit_length() - 1
             if tpl <= new:
                 break
             self.trace.tpl = tpl
@@ -221,7 +222,7 @@ class Events:
     def _settle(self) -> None:
         """End of a service: giving its lock back lets run what is pending above the caller's TPL."""
         tpl = self.trace.tpl
-        if self._pending.bit_length() > tpl + 1:
+        if self.pending.bit_length() > tpl + 1:
             self.restore_tpl(tpl)
 
     def _drain(self, tpl: int) -> None:
@@ -238,14 +239,14 @@ class Events:
             if event.event_type & EVT_NOTIFY_SIGNAL:
                 event.signalled = False
             # Only where a function before has left the TPL lower than it found it.
-            if self._pending.bit_length() > trace.tpl + 1:
+            if self.pending.bit_length() > trace.tpl + 1:
                 self.restore_tpl(trace.tpl)
             function = event.function
             if function is None:  # the internal event of the timer
                 self._check_timers()
             else:
                 core.enter(event.agent, "Notify", (event.id, event.group), function, event.id, event.context)
-        self._pending &= ~(1 << tpl)
+        self.pending &= ~(1 << tpl)
 
     def _queue(self, event: Event) -> None:
         queue = self._queues[event.tpl]
@@ -254,7 +255,7 @@ class Events:
         else:
             event.queued = True
         queue.append(event)
-        self._pending |= 1 << event.tpl
+        self.pending |= 1 << event.tpl
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
