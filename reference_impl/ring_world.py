@@ -100,7 +100,7 @@ def run(scenario: Scenario) -> Trace:
     ring = SharedRing(bytearray(4096), trace)
     peer = Peer(ring)
     core.idle = peer.speak
-    buffers = PoolBuffers(services)
+    buffers = PoolBuffers(services, ring)
     client = XenStoreClient(services, peer, ring, PORT, buffers)  # type: ignore[arg-type]
     watches: list[Watch] = []
     before = core.memory.live_count(AGENT)
@@ -110,6 +110,7 @@ def run(scenario: Scenario) -> Trace:
             _do(operation, client, peer, ring, failures, watches)
     except StepBudgetExceeded:
         return trace
+    client.close()
     assert core.memory.live_count(AGENT) == before, "the client keeps memory"
     return trace
 

@@ -1,9 +1,10 @@
 """The XenBus bus driver: one connection to the hypervisor, and a child handle for each device that xenstore lists.
 
 Start takes, in this order: the controller's protocols, private memory, the shared info page, the grant table, the
-xenstore ring, the teardown design's event, the children. Stop gives back in reverse, and so does a Start that fails on
-its way: there is one `_release` for both. What happens at ExitBootServices is the design's business (`designs`), which
-has one means for it here: `reset_connection`.
+xenstore ring, the children, the teardown design's event: hypercalls, requests and memory services in the order of the
+shipped XenBusDxe. Stop gives back in reverse, and so does a Start that fails on its way: there is one `_release` for
+both. What happens at ExitBootServices is the design's business (`designs`), which has one means for it here:
+`reset_connection`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from __future__ import annotations
 from reference_impl.trace import Kind
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
-from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, BY_CHILD_CONTROLLER, BY_DRIVER, TPL_NOTIFY
+from reference_impl.uefi.definitions import (
+    BOOT_SERVICES_DATA,
+    BY_CHILD_CONTROLLER,
+    BY_DRIVER,
+    GET_PROTOCOL,
+    TPL_NOTIFY,
+)
 from reference_impl.uefi.status import EfiError, EfiStatus
 from reference_impl.xen.grant_table import RESERVED
 from reference_impl.xen.hypervisor import (
@@ -32,6 +39,7 @@ MEMORY_TYPE_RESERVED = 0
 GRANT_FRAMES = 4
 GRANT_ENTRIES = GRANT_FRAMES * 512
 STATE_INITIALISING = "1"
+PRIVATE_SIZE, CHILD_SIZE, PATH_SIZE = 72, 208, 46  # bytes of pool, as of the shipped driver
 
 
 class XenIo:
@@ -81,13 +89,15 @@ class Grants:
 
 
 class Child:
-    """One device on the bus: its handle and what was taken for it."""
+    """One device on the bus: its handle, and the memory that was taken for it.
 
-    __slots__ = ("allocation", "handle", "path_allocation", "protocol")
+    The memory is, in this order: the bus's own data of the child, copies of type, node and backend, the device path.
+    """
 
-    def __init__(self, allocation: int, path_allocation: int, protocol: XenBusProtocol) -> None:
-        self.allocation = allocation
-        self.path_allocation = path_allocation
+    __slots__ = ("allocations", "handle", "protocol")
+
+    def __init__(self, allocations: list[int], protocol: XenBusProtocol) -> None:
+        self.allocations = allocations
         self.protocol = protocol
         self.handle = 0
 
@@ -159,7 +169,7 @@ class XenBus:
             interface = services.open_protocol(self.controller, protocol, binding, self.controller, BY_DRIVER)
             xenio = xenio or interface
             self._opened.append(protocol)
-        self.allocation = services.allocate_pool(BOOT_SERVICES_DATA, 0x180)
+        self.allocation = services.allocate_pool(BOOT_SERVICES_DATA, PRIVATE_SIZE)
         services.core.place(self.allocation, self, self.allocation)
         self._shared_info = services.allocate_pages(0, MEMORY_TYPE_RESERVED, 1, 0)
         hypercalls.add_to_physmap(SHARED_INFO, 0, self._shared_info >> 12)
@@ -169,14 +179,14 @@ class XenBus:
             hypercalls.add_to_physmap(GRANT_TABLE, index, first + index)
             self._grant_frames.append(first + index)
         self._grants = Grants(services, self.platform)
-        self._buffers = FixedBuffers(services) if self.driver.design.fixed_buffers else PoolBuffers(services)
-        hypercalls.hvm_get_param(STORE_PFN)
         port = hypercalls.hvm_get_param(STORE_EVTCHN)
-        self._store = XenStoreClient(services, hypercalls, self.platform.ring, port, self._buffers)
-        teardown = self.driver.design.bus(self)
-        teardown.started()
-        self.teardown = teardown
+        hypercalls.hvm_get_param(STORE_PFN)
+        ring = self.platform.ring
+        self._buffers = FixedBuffers(services) if self.driver.design.fixed_buffers else PoolBuffers(services, ring)
+        self._store = XenStoreClient(services, hypercalls, ring, port, self._buffers)
+        self.teardown = self.driver.design.bus(self)
         self._enumerate()
+        self.teardown.started()
 
     def _release(self) -> None:
         services = self.services
@@ -185,23 +195,27 @@ class XenBus:
         if self.teardown is not None:
             self.teardown.stopping()
             self.teardown = None
-        self.reset_connection()
         if self._buffers is not None:
+            self.store.close()
             self._buffers.close()
             self._buffers = None
-        if self._shared_info:
-            if self._shared_info_mapped:
-                self.hypercalls.remove_from_physmap(self._shared_info >> 12)
-                self._shared_info_mapped = False
-            services.free_pages(self._shared_info, 1)
-            self._shared_info = 0
-        if self.allocation:
-            services.free_pool(self.allocation)
-            self.allocation = 0
+        self.reset_connection()
+        self._give_shared_info_back()
         while self._opened:
             services.close_protocol(
                 self.controller, self._opened.pop(), self.driver.driver_binding_handle, self.controller
             )
+        if self.allocation:
+            services.free_pool(self.allocation)
+            self.allocation = 0
+
+    def _give_shared_info_back(self) -> None:
+        if self._shared_info_mapped:
+            self.hypercalls.remove_from_physmap(self._shared_info >> 12)
+            self._shared_info_mapped = False
+        if self._shared_info:
+            self.services.free_pages(self._shared_info, 1)
+            self._shared_info = 0
 
     def reset_connection(self) -> None:
         """Bring ring and grant table back to the state that somebody else can take over. No memory service is called."""
@@ -217,14 +231,14 @@ class XenBus:
             for id_ in self._list(f"device/{type_}"):
                 node = f"device/{type_}/{id_}"
                 try:
+                    self.store.directory(node)
                     state = self.store.read(f"{node}/state")
                     if state != STATE_INITIALISING:
                         continue  # somebody else's, or on its way out
                     backend = self.store.read(f"{node}/backend")
-                    backend_id = int(self.store.read(f"{node}/backend-id"))
-                except (XenStoreError, ValueError):
+                except XenStoreError:
                     continue  # a device that cannot be read is left alone; the others are still good
-                self._add_child(XenBusProtocol(self, type_, node, backend, backend_id))
+                self._add_child(XenBusProtocol(self, type_, node, backend))
 
     def _list(self, path: str) -> list[str]:
         try:
@@ -236,34 +250,33 @@ class XenBus:
 
     def _add_child(self, protocol: XenBusProtocol) -> None:
         services = self.services
-        allocation = services.allocate_pool(BOOT_SERVICES_DATA, 0xA0)
-        path_allocation = 0
+        child = Child([], protocol)
+        texts = (protocol.type, protocol.node, protocol.backend)
         try:
-            path_allocation = services.allocate_pool(BOOT_SERVICES_DATA, 0x40)
-            child = Child(allocation, path_allocation, protocol)
-            services.core.place(allocation, protocol, allocation)
-            services.core.place(path_allocation, protocol.node.encode(), path_allocation)
-            child.handle = services.install_multiple_protocol_interfaces(
-                0, (guids.DEVICE_PATH_PROTOCOL, path_allocation), (guids.XENBUS_PROTOCOL, allocation)
-            )
+            for size in (CHILD_SIZE, *(len(text) + 1 for text in texts), PATH_SIZE):
+                child.allocations.append(services.allocate_pool(BOOT_SERVICES_DATA, size))
+            services.core.place(child.allocations[0], protocol, child.allocations[0])
+            services.core.place(child.allocations[-1], protocol.node.encode(), child.allocations[-1])
+            child.handle = services.install_multiple_protocol_interfaces(0, *self._interfaces(child))
             try:
                 self._open_by_child(child)
             except EfiError:
                 services.uninstall_multiple_protocol_interfaces(child.handle, *self._interfaces(child))
                 raise
         except EfiError:
-            if path_allocation:
-                services.free_pool(path_allocation)
-            services.free_pool(allocation)
+            self._free(child)
             raise
         self.children[child.handle] = child
 
     def _remove_child(self, child: Child) -> bool:
-        """Give a child's handle back; False where its driver does not let go of it (then the child stays)."""
+        """Give a child's handle back; False where its driver does not let go of it (then the child stays).
+
+        It is the uninstall that stops the child's driver (edk2's core disconnects whoever has the interface open).
+        """
         services = self.services
         binding = self.driver.driver_binding_handle
         try:
-            services.disconnect_controller(child.handle, 0, 0)
+            services.open_protocol(child.handle, guids.XENBUS_PROTOCOL, binding, self.controller, GET_PROTOCOL)
         except EfiError:
             return False
         services.close_protocol(self.controller, guids.XENIO_PROTOCOL, binding, child.handle)
@@ -272,10 +285,13 @@ class XenBus:
         except EfiError:
             self._open_by_child(child)
             return False
-        services.free_pool(child.path_allocation)
-        services.free_pool(child.allocation)
+        self._free(child)
         del self.children[child.handle]
         return True
+
+    def _free(self, child: Child) -> None:
+        while child.allocations:
+            self.services.free_pool(child.allocations.pop())
 
     def _open_by_child(self, child: Child) -> None:
         self.services.open_protocol(
@@ -287,7 +303,8 @@ class XenBus:
         )
 
     def _interfaces(self, child: Child) -> tuple[tuple[str, int], ...]:
-        return (guids.DEVICE_PATH_PROTOCOL, child.path_allocation), (guids.XENBUS_PROTOCOL, child.allocation)
+        own, *_, path = child.allocations
+        return (guids.DEVICE_PATH_PROTOCOL, path), (guids.XENBUS_PROTOCOL, own)
 
     def record_reference(self, name: str, arguments: tuple[object, ...], count: int) -> None:
         """Tell the trace that the bus's reference count changed."""

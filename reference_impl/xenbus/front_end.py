@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
-from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, BY_DRIVER
+from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, BY_DRIVER, GET_PROTOCOL
 from reference_impl.uefi.status import EfiError, EfiStatus
 from reference_impl.xen.backend import REQUEST, RESPONSE, RESPONSE_OFFSET
 from reference_impl.xenbus.designs.base import Design, DeviceTeardown
@@ -30,6 +30,7 @@ from reference_impl.xenbus.xenstore_client import PATIENCE, POLL_INTERVAL_US, Wa
 UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED = range(7)
 
 TRANSACTION_TRIES = 8
+PRIVATE_SIZE, MEDIA_SIZE = 152, 48  # bytes of pool, as of the shipped block driver
 
 
 class FrontEnd:
@@ -52,6 +53,7 @@ class FrontEnd:
         self._watch: Watch | None = None
         self._port = 0
         self._pages: list[int] = []
+        self._media = 0
         self._references: list[int] = []
         self._request_id = 0
 
@@ -68,7 +70,10 @@ class FrontEnd:
     def stop(self, children: tuple[int, ...]) -> None:
         """Disconnect from the peer and give everything back. The device has no children."""
         if self._published:
-            self.services.uninstall_protocol_interface(self.controller, self.kind.protocol, self.allocation)
+            services, protocol = self.services, self.kind.protocol
+            binding = self.driver.driver_binding_handle
+            services.open_protocol(self.controller, protocol, binding, self.controller, GET_PROTOCOL)
+            services.uninstall_protocol_interface(self.controller, protocol, self.allocation)
             self._published = False
         self._release()
 
@@ -78,10 +83,11 @@ class FrontEnd:
         interface = services.open_protocol(self.controller, guids.XENBUS_PROTOCOL, binding, self.controller, BY_DRIVER)
         self._opened = True
         io = self.io = services.core.object_at(interface, services.agent)
-        self.allocation = services.allocate_pool(BOOT_SERVICES_DATA, 0xC0)
+        self.allocation = services.allocate_pool(BOOT_SERVICES_DATA, PRIVATE_SIZE)
         services.core.place(self.allocation, self, self.allocation)
         for name in kind.required_nodes:
             io.read(name)
+        io.read_backend_id()
         self._port = io.allocate_event_channel()
         for _ in kind.ring_nodes:
             page = services.allocate_pages(0, BOOT_SERVICES_DATA, 1, 0)
@@ -93,6 +99,7 @@ class FrontEnd:
             raise EfiError(EfiStatus.DEVICE_ERROR)
         for name in kind.peer_nodes:
             self._read_peer(name)
+        self._media = services.allocate_pool(BOOT_SERVICES_DATA, MEDIA_SIZE)
         services.install_protocol_interface(self.controller, kind.protocol, 0, self.allocation)
         self._published = True
         teardown = self.driver.design.device(self)
@@ -120,6 +127,9 @@ class FrontEnd:
         if self.allocation:
             services.free_pool(self.allocation)
             self.allocation = 0
+        if self._media:
+            services.free_pool(self._media)
+            self._media = 0
         if self._opened:
             services.close_protocol(
                 self.controller, guids.XENBUS_PROTOCOL, self.driver.driver_binding_handle, self.controller
@@ -144,7 +154,7 @@ class FrontEnd:
                 io.write("event-channel", str(self._port), transaction)
                 for name, value in kind.written_nodes:
                     io.write(name, value, transaction)
-                io.write("state", str(CONNECTED), transaction)
+                self._go_to(CONNECTED, transaction)
             except EfiError:
                 self._attempt(io.end_transaction, transaction, False)
                 raise
@@ -168,8 +178,17 @@ class FrontEnd:
             (CLOSED, lambda state: state >= CLOSED or state == UNKNOWN),
             (INITIALISING, lambda state: state in (UNKNOWN, INIT_WAIT) or state >= CLOSED),
         ):
-            self._attempt(self.io.write, "state", str(own))
+            self._attempt(self._go_to, own)
             self._wait_for_peer(peer_followed, self._closing_peer_state, at_exit)
+
+    def _go_to(self, state: int, transaction: int = 0) -> None:
+        """XenBusSetState: look at the own state first, and write only what is not there yet."""
+        try:
+            known = self.io.read("state", transaction)
+        except EfiError:
+            known = ""  # the shipped driver gives up here
+        if known != str(state):
+            self.io.write("state", str(state), transaction)
 
     def _wait_for_peer(
         self, enough: Callable[[int], bool], peer_state: Callable[[], int], at_exit: bool = False

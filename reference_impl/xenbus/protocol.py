@@ -21,24 +21,31 @@ class XenBusProtocol:
 
     node        "device/vbd/0"
     backend     its peer's folder, an absolute path
-    backend_id  the peer's domain
+    backend_id  the peer's domain, once the device's driver has read it
     type        "vbd", "vif" or "console"
     teardown    the bus's side of the teardown design, with the members that this design adds to the protocol
     """
 
     __slots__ = ("_bus", "backend", "backend_id", "node", "teardown", "type")
 
-    def __init__(self, bus: XenBus, type_: str, node: str, backend: str, backend_id: int) -> None:
+    def __init__(self, bus: XenBus, type_: str, node: str, backend: str) -> None:
         self._bus = bus
         self.type = type_
         self.node = node
         self.backend = backend
-        self.backend_id = backend_id
+        self.backend_id = 0
         self.teardown: Any = bus.teardown
 
     def read(self, name: str, transaction: int = 0) -> str:
         """XsRead: the value of a node of the device."""
         return self._bus.store.read(f"{self.node}/{name}", transaction)
+
+    def read_backend_id(self) -> None:
+        """Read the peer's domain. Raises EfiError(DEVICE_ERROR) where it is no number."""
+        text = self.read("backend-id")
+        if not text.isdigit():
+            raise EfiError(EfiStatus.DEVICE_ERROR)
+        self.backend_id = int(text)
 
     def read_backend(self, name: str) -> str:
         """XsBackendRead: the value of a node of the peer."""

@@ -23,35 +23,35 @@ def answers(what, data=b""):
     return operation("answer", what=what, data=data)
 
 
-def stalls(trace):
+def waits(trace):
     """How often the client waited."""
-    return len(records(trace, Kind.SERVICE, "Stall"))
+    return len(records(trace, Kind.SERVICE, "WaitForEvent"))
 
 
 def test_an_honest_peer_is_not_waited_for():
     """Every kind of request is answered at once."""
     kinds = OPERATIONS["ask"].fields[0].values
     trace = ring(*(operation("ask", request=kind) for kind in kinds))
-    assert stalls(trace) == 0
+    assert waits(trace) == 0
 
 
 def test_a_silent_peer_is_given_up_after_a_bounded_wait():
-    """The client polls `PATIENCE` times, and then the request fails."""
+    """The client waits `PATIENCE` times, and then the request fails."""
     from reference_impl.xenbus.xenstore_client import PATIENCE
 
-    assert stalls(ring(answers("nothing"), ASK)) == PATIENCE
+    assert waits(ring(answers("nothing"), ASK)) == PATIENCE
 
 
 def test_an_answer_to_another_request_is_passed_over():
     """The right answer behind it is found without a wait."""
-    assert stalls(ring(answers("wrong-id"), ASK)) == 0
+    assert waits(ring(answers("wrong-id"), ASK)) == 0
 
 
 def test_a_watch_event_between_request_and_answer_is_taken():
     """Events of known and of unknown watches are told apart by their token."""
     watch = operation("ask", request="WATCH")
     trace = ring(watch, answers("watch-event"), ASK, answers("watch-event", b"no token"), ASK)
-    assert stalls(trace) == 0
+    assert waits(trace) == 0
 
 
 def test_a_body_longer_than_the_protocol_allows_ends_the_request():
@@ -67,14 +67,14 @@ def test_what_is_left_of_a_cut_answer_does_not_stop_later_requests_from_ending()
 
 def test_a_wrong_type_and_an_error_end_the_request():
     """Both are errors at once, without a wait."""
-    assert stalls(ring(answers("wrong-type"), ASK, answers("error", b"EACCES\0"), ASK)) == 0
+    assert waits(ring(answers("wrong-type"), ASK, answers("error", b"EACCES\0"), ASK)) == 0
 
 
 def test_a_transaction_id_that_is_no_number_is_refused():
     """The peer's text is not trusted."""
     start = operation("ask", request="TRANSACTION_START")
     ring(answers("raw"), start)
-    assert stalls(ring(answers("error", b""), start)) == 0
+    assert waits(ring(answers("error", b""), start)) == 0
 
 
 def test_refused_memory_keeps_the_conversation_in_step():
@@ -82,7 +82,7 @@ def test_refused_memory_keeps_the_conversation_in_step():
     for nth in range(1, 4):
         trace = ring(operation("fail", call="AllocatePool -> EFI_OUT_OF_RESOURCES", nth=nth), ASK, ASK)
         assert records(trace, Kind.INJECTED)
-        assert stalls(trace) == 0
+        assert waits(trace) == 0
 
 
 def values(field):

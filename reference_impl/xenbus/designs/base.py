@@ -42,9 +42,9 @@ class BusTeardown:
         self._event = ExitEvent(self.bus.services, self.notify, self.bus.allocation)
 
     def stopping(self) -> None:
-        """Close the bus's event."""
-        assert self._event is not None
-        self._event.close()
+        """Close the bus's event, if Start has come so far."""
+        if self._event is not None:
+            self._event.close()
 
     def notify(self, event: int, context: int) -> None:
         """The notification function: finds the bus by its context."""
