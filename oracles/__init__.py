@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from oracles import connection_reset, hand_over, memory_services, reference_count
+from oracles import connection_reset, guest_fault, hand_over, memory_services, reference_count
 from oracles.finding import Finding, Rule
 from oracles.reading import Reading
 from reference_impl.trace import Trace
 
-_MODULES = (connection_reset, reference_count, memory_services, hand_over)
+_MODULES = (connection_reset, reference_count, memory_services, hand_over, guest_fault)
 
 ORACLES: dict[str, Callable[[Reading], Iterable[Finding]]] = {module.ORACLE: module.check for module in _MODULES}
 

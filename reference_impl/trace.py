@@ -61,7 +61,8 @@ class Kind(IntEnum):
     DRIVER_STATE   a variable in which a driver keeps its state takes a value that it never had: its name; (); None;
                    the value
     FAULT          guest code did what no processor allows, and the run ends: "read", "write", "fetch" of memory that is
-                   not there, "exception", "halt"; (address, where, who called …); None; which exception, or None
+                   not there, "exception", "halt"; (address, where, who called …), "XenBusDxe+0x489 (leaf)" where a
+                   function that calls no other did what its caller says; None; which exception, or None
     """
 
     OPERATION = 0

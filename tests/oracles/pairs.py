@@ -266,3 +266,46 @@ def _stalls_after_the_exit(story: Story) -> None:
     with story.exit():
         pass
     story.service("Stall", BLOCK, EfiStatus.UNSUPPORTED)
+
+
+# ---- guest faults -------------------------------------------------------------------------------------------------
+
+
+def _ends_before_its_operations_do(story: Story) -> None:
+    """A run that ends for another reason, or where memory was misused, has no fault in it."""
+    story.add(Kind.MEMORY, BUS, "use-after-free", (0x5000, BUS))
+    story.add(Kind.STUCK, BUS, "no-progress", ("WaitForEvent",))
+
+
+def _fault(kind: str, address: int, *frames: str, detail: str | None = None) -> Telling:
+    def tell(story: Story) -> None:
+        with story.entry("Start"):
+            story.service("AllocatePool", BUS, EfiStatus.OUT_OF_RESOURCES)
+            story.add(Kind.FAULT, BUS, kind, (address, *frames), None, detail)
+
+    return tell
+
+
+_COPIES_TO_NULL = _fault("write", 0x28, "XenBusDxe+0x3315 (leaf)", "XenBusDxe+0x1ad6", "XenBusDxe+0x1b73")
+
+PAIRS |= {
+    "guest-fault/null-pointer/XenBusDxe/XenBusDxe+0x1ad6": (_COPIES_TO_NULL, _ends_before_its_operations_do),
+    "guest-fault/access/XenBusDxe/XenBusDxe+0x489 (leaf)": (
+        _fault("read", 0x1000, "XenBusDxe+0x489 (leaf)"),
+        _ends_before_its_operations_do,
+    ),
+    "guest-fault/exception/XenBusDxe/XenBusDxe+0x70": (
+        _fault("exception", 0, "XenBusDxe+0x70", detail="invalid opcode"),
+        _ends_before_its_operations_do,
+    ),
+    "guest-fault/halt/XenBusDxe/XenBusDxe+0x70": (
+        _fault("halt", 0, "XenBusDxe+0x70"),
+        _ends_before_its_operations_do,
+    ),
+}
+
+
+@pair("guest-fault/dead-loop/XenBusDxe/XenBusDxe+0x80", _ends_before_its_operations_do)
+def _turns_in_a_loop(story: Story) -> None:
+    with story.entry("Start"):
+        story.add(Kind.STUCK, BUS, "dead-loop", ("XenBusDxe+0x80", "XenBusDxe+0x90"))

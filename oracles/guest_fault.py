@@ -1,0 +1,62 @@
+"""Code of a real image neither faults nor turns in a loop that nothing can end.
+
+The evidence is the machine's: a run of real drivers ends where the processor cannot go on (`Kind.FAULT`), or where code
+turns without calling anything while nothing outside of it can change any more (`Kind.STUCK`, "dead-loop"). On a real
+machine that is a reset, a hang, or, where the firmware maps the page at address 0, memory that is overwritten in
+silence.
+
+A cause counts once: a finding is about the *place* in the image, however many allocations, statuses and scenarios lead
+there. The place is where the fault was; in a function that only copies memory or measures a string, which the backtrace
+marks as a leaf, it is where that was called. What an access is about follows from its address: in the first page, or an
+offset back from zero, it went through a NULL pointer; elsewhere it is memory that nobody holds.
+"""
+
+from __future__ import annotations
+
+from oracles.finding import Finding, Rule
+from reference_impl.trace import Kind, Trace
+
+ORACLE = "guest-fault"
+
+RULES = {
+    "null-pointer": Rule(
+        "UEFI 2.10 §7.2.4, §7.2.1", "What a service did not give is not used: a refused allocation leaves no buffer."
+    ),
+    "access": Rule("UEFI 2.10 §2.3.4", "Driver code reads, writes and executes only memory that is there for it."),
+    "exception": Rule("UEFI 2.10 §2.3.4", "Driver code raises no exception of the processor."),
+    "halt": Rule("UEFI 2.10 §7.1.5", "Driver code does not stop the processor: it waits with WaitForEvent."),
+    "dead-loop": Rule("UEFI 2.10 §7.1", "Driver code ends: it turns in no loop that nothing can end."),
+}
+
+LEAF = " (leaf)"
+"""How a backtrace marks a fault in a function that calls no other (`Kind.FAULT`)."""
+
+_NULL_REACH = 0x1000  # bytes on both sides of address 0 that stand for a member of what is not there
+_MASK64 = (1 << 64) - 1
+_FAULT, _STUCK = int(Kind.FAULT), int(Kind.STUCK)
+_ACCESSES = frozenset({"read", "write", "fetch"})
+
+
+def check(trace: Trace) -> list[Finding]:
+    """Judge how the run ended: a fault is the last thing that happens."""
+    step = len(trace.records) - 1
+    if step < 0:
+        return []
+    kind, agent, _, _, _, name, arguments, _, detail = trace.records[step]
+    if kind == _FAULT:
+        address, *frames = arguments
+        if name in _ACCESSES:
+            null = min(address, -address & _MASK64) < _NULL_REACH
+            seen = f"{name} of {address:#x}, where nothing is"
+            return [_finding("null-pointer" if null else "access", agent, frames, step, seen)]
+        return [_finding(name, agent, frames, step, detail or name)]
+    if kind == _STUCK and name == "dead-loop":
+        return [_finding(name, agent, list(arguments), step, "a loop that nothing can end")]
+    return []
+
+
+def _finding(rule: str, agent: str, frames: list[str], step: int, seen: str) -> Finding:
+    source, expected = RULES[rule]
+    place = next((frame for frame in frames if not frame.endswith(LEAF)), frames[0])
+    way = f", called from {', '.join(frames[1:])}" if frames[1:] else ""
+    return Finding(ORACLE, rule, source, agent, place, step, expected, f"{agent}: {seen}, at {frames[0]}{way}.")
