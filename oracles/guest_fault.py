@@ -9,6 +9,9 @@ A cause counts once: a finding is about the *place* in the image, however many a
 there. The place is where the fault was; in a function that only copies memory or measures a string, which the backtrace
 marks as a leaf, it is where that was called. What an access is about follows from its address: in the first page, or an
 offset back from zero, it went through a NULL pointer; elsewhere it is memory that nobody holds.
+
+Sources: UEFI 2.10 §7.2.1 and §7.2.4 (what AllocatePages and AllocatePool answer when they are out of resources), §2.3.4
+(the machine that X64 code finds), §7.1 and §7.1.5 (how long code may keep the processor, and WaitForEvent).
 """
 
 from __future__ import annotations
