@@ -17,7 +17,8 @@ Sources: UEFI 2.10 §7.2.1 and §7.2.4 (what AllocatePages and AllocatePool answ
 from __future__ import annotations
 
 from oracles.finding import Finding, Rule
-from reference_impl.trace import Kind, Trace
+from oracles.reading import Reading
+from reference_impl.trace import Kind
 
 ORACLE = "guest-fault"
 
@@ -40,12 +41,12 @@ _FAULT, _STUCK = int(Kind.FAULT), int(Kind.STUCK)
 _ACCESSES = frozenset({"read", "write", "fetch"})
 
 
-def check(trace: Trace) -> list[Finding]:
+def check(reading: Reading) -> list[Finding]:
     """Judge how the run ended: a fault is the last thing that happens."""
-    step = len(trace.records) - 1
+    step = len(reading.records) - 1
     if step < 0:
         return []
-    kind, agent, _, _, _, name, arguments, _, detail = trace.records[step]
+    kind, agent, _, _, _, name, arguments, _, detail = reading.records[step]
     if kind == _FAULT:
         address, *frames = arguments
         if name in _ACCESSES:

@@ -192,7 +192,9 @@ def test_guest_that_waits_on_a_machine_that_does_not_count_is_given_up(made, mon
         world.run()
 
 
-@pytest.mark.parametrize(("nth", "kind", "place"), [(1, "write", "XenBusDxe+0x2ceb"), (2, "read", "XenBusDxe+0x489 (leaf)")])
+@pytest.mark.parametrize(
+    ("nth", "kind", "place"), [(1, "write", "XenBusDxe+0x2ceb"), (2, "read", "XenBusDxe+0x489 (leaf)")]
+)
 def test_failed_allocation_ends_in_a_null_pointer(drivers, nth, kind, place):
     """The shipped Start() uses what AllocatePool did not give; the fault ends the run and says where, and who called."""
     failure = operation("fail", call="AllocatePool -> EFI_OUT_OF_RESOURCES", nth=nth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oracles.guest_fault import check
+from oracles.reading import Reading
 from reference_impl.trace import Kind
 from tests.oracles.stories import BUS, Story
 
@@ -13,16 +14,16 @@ def found(name, *arguments, kind=Kind.FAULT, detail=None):
     """The one finding about a run that ends like this."""
     story = Story()
     story.add(kind, BUS, name, arguments, None, detail)
-    (finding,) = check(story.trace)
+    (finding,) = check(Reading(story.trace))
     return finding
 
 
 def test_a_run_without_a_fault_is_accepted():
     """Also one without any record."""
     story = Story()
-    assert check(story.trace) == []
+    assert check(Reading(story.trace)) == []
     story.service("AllocatePool")
-    assert check(story.trace) == []
+    assert check(Reading(story.trace)) == []
 
 
 @pytest.mark.parametrize(
@@ -69,5 +70,5 @@ def test_other_ways_to_end_are_other_oracles_business():
     """Waiting without progress is no fault of a processor."""
     story = Story()
     story.add(Kind.STUCK, BUS, "step-budget", ("WaitForEvent",))
-    assert check(story.trace) == []
+    assert check(Reading(story.trace)) == []
     assert found("dead-loop", "XenBusDxe+0x80", kind=Kind.STUCK).rule == "dead-loop"
