@@ -432,32 +432,50 @@ def coverage(
     html: Annotated[Path | None, typer.Option(help="Folder for a page for each file.")] = None,
     xml: Annotated[Path | None, typer.Option(help="File for the figures in Cobertura's form.")] = None,
     lcov: Annotated[Path | None, typer.Option(help="File for the figures in LCOV's form.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File for the whole measurement, which --against reads.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Show the difference to this: a corpus, a campaign's folder, or a file that --json wrote."),
+    ] = None,
     fail_under: Annotated[
         float | None, typer.Option(min=0, max=100, help="Exit with 1 when lines or branches have fewer percents.")
     ] = None,
     output_format: Annotated[Format, _FORMAT] = Format.TEXT,
 ) -> int:
-    """Line and branch coverage of the model and the oracles by a corpus, by replay."""
+    """Lines and branches of the model and the oracles, and behaviour, that a corpus covers, by replay."""
     from campaign import coverage as covering
+    from campaign.measurement import behaviour_lines, difference_lines
 
-    measured = covering.coverage(corpora or (), html=html, xml=xml, lcov=lcov, fail_under=fail_under)
+    result = covering.coverage(
+        corpora or (), html=html, xml=xml, lcov=lcov, json_file=json_file, against=against, fail_under=fail_under
+    )
+    measured = result.measured
     lines, branches = f"{measured.line_percent:.1f} % of lines", f"{measured.branch_percent:.1f} % of branches"
-    summary = f"{measured.scenarios} scenarios: {lines}, {branches}"
     for_people = sys.stderr if output_format is Format.JSON else sys.stdout
-    print(measured.report, file=for_people)
-    print(summary, file=for_people)
-    if not measured.enough:
+    print(result.report, file=for_people)
+    for line in behaviour_lines(measured.behaviour):
+        print(line, file=for_people)
+    for line in difference_lines(result.difference) if result.difference else ():
+        print(line, file=for_people)
+    print(f"{measured.scenarios} scenarios: {lines}, {branches}", file=for_people)
+    if not result.enough:
         print(f"ebsfuzz: less than the {fail_under:g} % that were asked for", file=sys.stderr)
     if output_format is Format.JSON:
+        import msgspec
+
         _print_json(
             {
                 "scenarios": measured.scenarios,
                 "line_percent": measured.line_percent,
                 "branch_percent": measured.branch_percent,
-                "enough": measured.enough,
+                "enough": result.enough,
+                "behaviour": measured.behaviour,
+                "difference": msgspec.to_builtins(result.difference),
             }
         )
-    return Exit.NOTHING_FOUND if measured.enough else Exit.FINDINGS
+    return Exit.NOTHING_FOUND if result.enough else Exit.FINDINGS
 
 
 # ---- real images --------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ _OF_AGENT = {
     "frontend": BACKEND,
 }
 _BUS = "XenBusDxe"
+_SORTS = {_BUS: "bus driver", "third-party": "the environment's"}
 
 _BANDS = {
     Phase.BOOT: "Boot services",
@@ -96,7 +97,7 @@ class _Row(NamedTuple):
 
 def _rows(trace: Trace, finding: Finding) -> Iterator[_Row]:
     records = [Record(*fields) for fields in trace.records]
-    parents = _parents(records)
+    parents = parents_of(records)
     before = -1
     for step in steps_to_show(trace, finding, ROWS_MAX):
         record = records[step]
@@ -113,7 +114,7 @@ def _rows(trace: Trace, finding: Finding) -> Iterator[_Row]:
         yield _Row(before + 1, Phase(hidden[0].phase), "", "", _gap(hidden), "gap")
 
 
-def _parents(records: Sequence[Record]) -> list[int]:
+def parents_of(records: Sequence[Record]) -> list[int]:
     """For each record the one that it is nested in; -1 for none."""
     parents: list[int] = []
     open_records: list[int] = []
@@ -130,7 +131,7 @@ def steps_to_show(trace: Trace, finding: Finding, steps_max: int) -> list[int]:
     records = [Record(*fields) for fields in trace.records]
     if not records:
         return []
-    parents = _parents(records)
+    parents = parents_of(records)
     broken = min(finding.step, len(records) - 1)
     kept = {broken, *(step for text in _STEP_IN_TEXT.findall(finding.seen) if (step := int(text)) < len(records))}
     for step in tuple(kept):
@@ -464,7 +465,7 @@ class _Drawing:
             x = self._x[lifeline]
             title, subtitle = _PARTIES.get(lifeline) or (
                 lifeline,
-                "bus driver" if lifeline == _BUS else "driver",
+                _SORTS.get(lifeline, "driver"),
             )
             yield f'<path class="life" d="M{x:.0f} {_HEAD - 10}V{height - 34:.0f}"/>'
             half = _COLUMN_MIN / 2 - 4

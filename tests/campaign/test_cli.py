@@ -133,6 +133,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("convert failing.yaml nowhere/x.bin", "nowhere/x.bin: cannot be written: No such file"),
         ("convert failing.yaml folder.yaml", "folder.yaml: a folder"),
         ("coverage missing", "missing"),
+        ("coverage quiet.bin --against missing.json", "missing.json: cannot be read: No such file"),
         ("list", "WHAT"),
         ("list orcles", "WHAT: unknown 'orcles' (did you mean 'oracles'?)"),
         ("list zzzz", "WHAT: unknown 'zzzz'; one of targets, designs, environments, oracles, faults, services"),
@@ -261,6 +262,25 @@ def test_a_folder_of_reproducers_is_a_regression_suite(files: Path, capsys: pyte
     (first / "scenario.yaml").write_text(fixed)
     out, _ = answer(capsys, "replay", "suite", "--format", "json")
     assert [one["verdict"] for one in json.loads(out)["scenarios"]] == ["FIXED"] * 3
+
+
+# ---- coverage ---------------------------------------------------------------------------------------------------------
+
+
+def test_coverage_says_what_one_corpus_reached_and_another_did_not(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In lines, branches and behaviour; the whole measurement is in a file."""
+    out, err = answer(
+        capsys, "coverage", "failing.yaml", "--against", "quiet.bin", "--json", "all.json", "--format", "json"
+    )
+    told = json.loads(out)
+    assert told["scenarios"] == 1
+    assert told["behaviour"]["near misses"]["event-lifetime"]["a driver closes an event in its own notification"] == 1
+    assert "XS_WRITE = OK" in told["difference"]["here"]["behaviour"]["services × statuses"]
+    assert "against quiet.bin:\n  only here: " in err
+    assert re.search(r"near misses \d+ of \d+", err)
+    assert json.loads((files / "all.json").read_text())["behaviour"] == told["behaviour"]
 
 
 # ---- minimize and convert ---------------------------------------------------------------------------------------------
