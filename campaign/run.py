@@ -298,7 +298,10 @@ class Campaign:
     # ---- before ---------------------------------------------------------------------------------------------------
 
     def _starting_corpus(self) -> list[bytes]:
-        """The starting corpus as bytes. The corpus itself is only read, and in full before anything is written."""
+        """The starting corpus as bytes. The corpus itself is only read, and in full before anything is written.
+
+        The project's own regressions of seeded faults are left out: they are the answers to what a run may be asked.
+        """
         corpus = self.settings.corpus
         if corpus is None:
             own = ROOT / "corpus" / self.settings.target
@@ -316,7 +319,8 @@ class Campaign:
                     f"{path}: a scenario of the world {scenario.world!r}; "
                     f"the target {self._target.name} runs in {self._target.world!r}"
                 )
-            inputs.append(codec.encode(scenario))
+            if not (corpus is None and scenario.fault and path.parent.name == "regressions"):
+                inputs.append(codec.encode(scenario))
         return inputs
 
     # ---- while it runs --------------------------------------------------------------------------------------------

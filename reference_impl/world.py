@@ -19,16 +19,14 @@ from reference_impl.scenario import FAILURES, MAX_DEVICES_EVER, Operation, Scena
 from reference_impl.trace import Kind, Phase, StepBudgetExceeded, Trace
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
-from reference_impl.uefi.core import Core
 from reference_impl.uefi.status import EfiError
 from reference_impl.xen.operating_system import take_over
-from reference_impl.xen.platform import XenPlatform
 from reference_impl.xenbus.bus_driver import AGENT as BUS_AGENT
-from reference_impl.xenbus.bus_driver import XenBus, XenBusDriver, XenIo
+from reference_impl.xenbus.bus_driver import XenBus, XenIo
 from reference_impl.xenbus.designs import DESIGNS
 from reference_impl.xenbus.devices import DEVICES
 from reference_impl.xenbus.driver import Driver
-from reference_impl.xenbus.front_end import FrontEnd, FrontEndDriver
+from reference_impl.xenbus.front_end import FrontEnd
 
 GRANT_TABLE_ADDRESS = 0xF200_0000  # BAR 1 of the Xen platform device
 MAP_BUFFER_SIZE = 1 << 16
@@ -56,13 +54,13 @@ class PlatformWorld:
         self.scenario = scenario
         self.trace = Trace()
         failures = Failures(self.trace, self._may_fail)
-        self.core = Core(self.trace, failures)
+        self._fault = faulty(scenario.fault)
+        self.core = self._fault.core(self.trace, failures)
         self.core.events.order = scenario.order
-        self.platform = XenPlatform(self.trace, failures, scenario.reconnection, scenario.devices)
+        self.platform = self._fault.platform(self.trace, failures, scenario.reconnection, scenario.devices)
         self.core.idle = self.platform.step
         self.firmware = BootServices(self.core, "firmware")
         self.loader = BootServices(self.core, "os-loader")
-        self._fault = faulty(scenario.fault)
         self._design = self._fault.design(DESIGNS[scenario.design])
         self._drivers: dict[str, Driver] = {}
         self._loader_pages: list[tuple[int, int]] = []
@@ -176,9 +174,9 @@ class PlatformWorld:
         services = BootServices(self.core, agent)
         driver: Driver
         if name == "xenbus":
-            driver = XenBusDriver(services, self.platform, self._design, self._fault.bus)
+            driver = self._fault.bus_driver(services, self.platform, self._design, self._fault.bus)
         else:
-            driver = FrontEndDriver(services, DEVICES[name], self._design, self._fault.front_end)
+            driver = self._fault.device_driver(services, DEVICES[name], self._design, self._fault.front_end)
         services.image_handle = install(agent, driver)
         image = self.core.handles.loaded_image(services.image_handle)
         assert image is not None

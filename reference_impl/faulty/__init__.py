@@ -1,15 +1,24 @@
-"""Seeded faults: deliberately wrong drivers, by name. Each is a small deviation from the correct code, shown as such.
+"""Seeded faults: deliberately wrong drivers, buses, peers and cores, by name.
 
-A fault says what it puts in the place of the right thing: the teardown design, the bus driver or the device drivers.
-`FAULTS` names them all; `faulty(name)` gives one, and the world builds with it.
+Each is a small deviation from the correct code, shown as such. `Fault` says what it can put in the place of the right
+thing. A file holds the faults of one concept:
+
+* `teardown`: what bus and devices do wrong when the machine is handed over
+* `start_stop`, `events`, `memory`, `references`: what they do wrong with one sort of thing, at any time
+* `core`, `platform`: what is wrong around them
+* `deep`: faults that show only after many stages, each of which needs the one before it
+
+`FAULTS` names them all; `faulty(name)` gives one, and the world builds with it. docs/faults.md lists them.
 """
 
 from __future__ import annotations
 
-from reference_impl.faulty import chain, teardown
+from reference_impl.faulty import core, deep, events, memory, platform, references, start_stop, teardown
 from reference_impl.faulty.fault import CORRECT, Fault
 
-_REGISTRY: dict[str, Fault] = {**teardown.FAULTS, **chain.FAULTS}
+_MODULES = (teardown, start_stop, events, memory, references, core, platform, deep)
+
+_REGISTRY: dict[str, Fault] = {name: fault for module in _MODULES for name, fault in module.FAULTS.items()}
 
 FAULTS: dict[str, str] = {name: fault.description for name, fault in _REGISTRY.items()}
 """Name → a sentence that says what is wrong."""

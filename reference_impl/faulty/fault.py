@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from reference_impl.xenbus.bus_driver import XenBus
+from reference_impl.uefi.core import Core
+from reference_impl.xen.platform import XenPlatform
+from reference_impl.xenbus.bus_driver import XenBus, XenBusDriver
 from reference_impl.xenbus.designs.base import Design
-from reference_impl.xenbus.front_end import FrontEnd
+from reference_impl.xenbus.front_end import FrontEnd, FrontEndDriver
 
 
 def _as_it_is(design: Design) -> Design:
@@ -15,22 +17,41 @@ def _as_it_is(design: Design) -> Design:
 
 
 class Fault(NamedTuple):
-    """One deliberate mistake.
+    """One deliberate mistake: a part of the machine that stands in the place of the right one.
 
-    description  a sentence for people
-    record       the public bug that it stands for ("ebs-memory-direct", tianocore/edk2#9802 …), "" for one of our own
-    rules        what oracles may report for it, "oracle/rule"; the first is what it is about
-    design       makes the faulty teardown design out of the scenario's
-    bus          the bus on one controller
-    front_end    a device on one controller
+    description    a sentence for people
+    record         the public bug that it stands for: its id in the list of real bugs ("ebs-memory-direct") and where it
+                   was reported ("E#9802": tianocore/edk2 issue or pull request; "e:…", "i:…", "u:…": a commit of edk2,
+                   iPXE, U-Boot; "M#", "P#", "ipxe#": microsoft/mu_basecore, patina, iPXE); "" for one of our own
+    rules          what oracles may report for it, "oracle/rule"; the first is what it is about
+    deep           whether it takes so many stages that generation without feedback hardly finds it
+    environment    the environment that it needs, and `switches` its switches
+    design         makes the faulty teardown design out of the scenario's
+    core           the firmware's core
+    platform       what is outside of the guest: hypervisor, xenstored, backends
+    bus_driver     XenBusDxe, and `bus` what it is on one controller
+    device_driver  a driver of devices, and `front_end` what it is on one controller
     """
 
     description: str
     record: str = ""
     rules: tuple[str, ...] = ()
+    deep: bool = False
+    environment: str = "conforming"
+    switches: tuple[str, ...] = ()
     design: Callable[[Design], Design] = _as_it_is
+    core: type[Core] = Core
+    platform: type[XenPlatform] = XenPlatform
+    bus_driver: type[XenBusDriver] = XenBusDriver
     bus: type[XenBus] = XenBus
+    device_driver: type[FrontEndDriver] = FrontEndDriver
     front_end: type[FrontEnd] = FrontEnd
 
 
 CORRECT = Fault("nothing is wrong")
+
+
+def changed(right: object, **members: object) -> type:
+    """The class `right` with other members."""
+    assert isinstance(right, type)
+    return type(f"Faulty{right.__name__}", (right,), members)

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_impl.faulty.fault import Fault
+from reference_impl.faulty.fault import Fault, changed
 from reference_impl.uefi import guids
-from reference_impl.uefi.definitions import BOOT_SERVICES_DATA
+from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, TPL_NOTIFY
 from reference_impl.uefi.status import EfiError
+from reference_impl.xenbus.designs import disconnect, exit_callback, reference_count
 from reference_impl.xenbus.designs.base import BusTeardown, Design, DeviceTeardown, ExitEvent
-from reference_impl.xenbus.front_end import CLOSING, FrontEnd
-
-
-def _changed(right: object, **members: object) -> type:
-    """The class `right` with other members."""
-    assert isinstance(right, type)
-    return type(f"Faulty{right.__name__}", (right,), members)
-
+from reference_impl.xenbus.front_end import CLOSING, CONNECTED, FrontEnd
 
 # ---- the bus --------------------------------------------------------------------------------------------------------
 
@@ -29,7 +23,7 @@ def _bus_forgets_reset(design: Design) -> Design:
     def exit_(self: BusTeardown) -> None:
         """Nothing, as if some device would always reset the connection."""
 
-    return design._replace(bus=_changed(design.bus, exit=exit_))
+    return design._replace(bus=changed(design.bus, exit=exit_))
 
 
 def _bus_resets_twice(design: Design) -> Design:
@@ -38,7 +32,48 @@ def _bus_resets_twice(design: Design) -> Design:
         self.bus.store.reset()
         self.bus.reset_connection()
 
-    return design._replace(bus=_changed(design.bus, exit=exit_))
+    return design._replace(bus=changed(design.bus, exit=exit_))
+
+
+def _bus_resets_ring_only(design: Design) -> Design:
+    right: Any = design.bus
+
+    def exit_(self: BusTeardown) -> None:
+        frames, self.bus._grant_frames = self.bus._grant_frames, []
+        right.exit(self)
+        self.bus._grant_frames = frames
+
+    return design._replace(bus=changed(right, exit=exit_))
+
+
+def _bus_resets_grant_table_only(design: Design) -> Design:
+    def exit_(self: BusTeardown) -> None:
+        while self.bus._grant_frames:
+            self.bus.hypercalls.remove_from_physmap(self.bus._grant_frames.pop())
+
+    return exit_callback.DESIGN._replace(bus=changed(exit_callback.Bus, exit=exit_))
+
+
+def _bus_resets_whatever_the_count(design: Design) -> Design:
+    def exit_(self: BusTeardown) -> None:
+        self.bus.reset_connection()
+
+    return reference_count.DESIGN._replace(bus=changed(reference_count.Bus, exit=exit_))
+
+
+def _bus_resets_before_its_children(design: Design) -> Design:
+    def exit_(self: BusTeardown) -> None:
+        self.bus.reset_connection()
+        exit_callback.Bus.exit(self)  # type: ignore[arg-type]
+
+    return exit_callback.DESIGN._replace(bus=changed(exit_callback.Bus, exit=exit_))
+
+
+def _bus_disconnects(design: Design) -> Design:
+    def exit_(self: BusTeardown) -> None:
+        disconnect.Bus.exit(self)  # type: ignore[arg-type]
+
+    return exit_callback.DESIGN._replace(bus=changed(exit_callback.Bus, exit=exit_))
 
 
 # ---- the devices ----------------------------------------------------------------------------------------------------
@@ -53,22 +88,7 @@ def _event_failure_ignored(design: Design) -> Design:
         except EfiError:
             self.stopping = lambda: None  # type: ignore[method-assign]
 
-    return design._replace(device=_changed(right, started=started))
-
-
-def _reference_kept_by_failed_start(design: Design) -> Design:
-    right: Any = design.device
-
-    def started(self: DeviceTeardown) -> None:
-        try:
-            right.started(self)
-        except EfiError:
-            io = self.device.io
-            if hasattr(io.teardown, "add_reference"):
-                io.teardown.add_reference(io.node)
-            raise
-
-    return design._replace(device=_changed(right, started=started))
+    return design._replace(device=changed(right, started=started))
 
 
 class _Allocates(FrontEnd):
@@ -109,6 +129,67 @@ class _NeverDisconnects(FrontEnd):
         pass
 
 
+class _TrustsAClosingPeer(FrontEnd):
+    def forget(self) -> None:
+        if self._closing_peer_state() < CLOSING:
+            super().forget()
+
+
+class _SkipsClosed(FrontEnd):
+    way_back = (FrontEnd.way_back[0], FrontEnd.way_back[2])
+
+
+class _ConnectsAgain(FrontEnd):
+    def forget(self) -> None:
+        self._disconnect(at_exit=True)
+        self._attempt(self.io.write, "state", str(CONNECTED))
+        self._wait_for_peer(lambda state: state == CONNECTED, self._closing_peer_state, at_exit=True)
+
+
+class _RemovesTooMuch(FrontEnd):
+    def forget(self) -> None:
+        super().forget()
+        self._attempt(self.io.remove, "backend")
+
+
+class _LeavesItsInterruptHandler(FrontEnd):
+    """Its handler looks at each change of the front end's state, and nobody takes it away at the exit."""
+
+    def _publish(self) -> None:
+        super()._publish()
+        observed = self.io._bus.platform.xenstored.observed
+        path = next(path for path in observed if path.endswith(f"/{self.io.node}/state"))
+        right = observed[path]
+
+        def interrupt(agent: str, value: bytes | None) -> None:
+            right(agent, value)
+            self.services.core.enter(self.services.agent, "Interrupt", (), self._interrupt)
+
+        observed[path] = interrupt
+
+    def _interrupt(self) -> None:
+        self.services.restore_tpl(self.services.raise_tpl(TPL_NOTIFY))  # the lock around what it counts
+
+
+class _PollsWithoutLimit(FrontEnd):
+    def forget(self) -> None:
+        if self._introduced:
+            self._attempt(self.io.write, "state", str(CLOSING))
+            while self._closing_peer_state() < CLOSING:
+                continue
+        super().forget()
+
+
+def _logs_after_letting_go(design: Design) -> Design:
+    right: Any = reference_count.Device
+
+    def _notify(self: DeviceTeardown, event: int, context: int) -> None:
+        right._notify(self, event, context)
+        self.device._attempt(self.device.io.write, "log", "let go")
+
+    return reference_count.DESIGN._replace(device=changed(right, _notify=_notify))
+
+
 FAULTS: dict[str, Fault] = {
     "bus-forgets-reset": Fault(
         "the bus's notification never resets the connection",
@@ -125,19 +206,8 @@ FAULTS: dict[str, Fault] = {
     "event-failure-ignored": Fault(
         "a device's Start succeeds although it could not create its ExitBootServices event",
         "ebs-event-create-ignored",
-        (
-            "connection-reset/premature-reset",
-            "hand-over/device",
-            "hand-over/grant-left",
-            "hand-over/event-channel-left",
-        ),
+        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
         design=_event_failure_ignored,
-    ),
-    "reference-kept-by-failed-start": Fault(
-        "a device's Start that fails at its last step leaves a reference behind",
-        "start-leak-open",
-        ("reference-count/leak", "connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table"),
-        design=_reference_kept_by_failed_start,
     ),
     "handler-allocates": Fault(
         "a device's notification takes a buffer from the pool and frees it",
@@ -166,12 +236,92 @@ FAULTS: dict[str, Fault] = {
     "handler-never-disconnects": Fault(
         "a device's notification does not tell the peer to close",
         "ebs-left-live",
-        (
-            "connection-reset/premature-reset",
-            "hand-over/device",
-            "hand-over/grant-left",
-            "hand-over/event-channel-left",
-        ),
+        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
         front_end=_NeverDisconnects,
+    ),
+    "bus-resets-ring-only": Fault(
+        "the bus's notification resets the ring and leaves the grant table in force",
+        "ebs-left-live (E#7204)",
+        ("connection-reset/missed-reset", "hand-over/grant-table"),
+        design=_bus_resets_ring_only,
+    ),
+    "bus-resets-grant-table-only": Fault(
+        "the bus's notification takes the grant table away, never calls its children, and does not reset the ring",
+        "ebs-left-live (u:0efe8ea57fc)",
+        (
+            *("connection-reset/missed-reset", "connection-reset/premature-reset", "hand-over/store"),
+            *("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        ),
+        design=_bus_resets_grant_table_only,
+    ),
+    "bus-resets-whatever-the-count": Fault(
+        "the bus's notification resets the connection although devices still need it, where it runs before theirs",
+        "ebs-order (e:7aee391fa3, M#520)",
+        (
+            *("connection-reset/premature-reset", "connection-reset/use-after-reset", "connection-reset/double-reset"),
+            *("order-independence/verdict-differs", "order-independence/state-differs"),
+            *("hand-over/store", "hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        ),
+        design=_bus_resets_whatever_the_count,
+    ),
+    "bus-resets-before-its-children": Fault(
+        "the bus's notification resets the connection and then lets its children say goodbye through it",
+        "ebs-parent-first (e:01df510319, i:562c74e1e)",
+        (
+            *("connection-reset/premature-reset", "connection-reset/use-after-reset", "connection-reset/double-reset"),
+            *("hand-over/store", "hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        ),
+        design=_bus_resets_before_its_children,
+    ),
+    "bus-disconnects-at-the-exit": Fault(
+        "the bus's notification disconnects everything instead of calling its children back",
+        "ebs-disconnect (XenBusDxe, i:6769a7c3c)",
+        (
+            *("start-stop/stop-during-exit", "memory-services/direct-call", "memory-services/allocates-inside"),
+            *("memory-services/frees-inside", "hand-over/memory-map"),
+        ),
+        design=_bus_disconnects,
+    ),
+    "handler-trusts-a-closing-peer": Fault(
+        "a device's notification does nothing where the peer is on its way out already, as in a hot removal",
+        "hot-removal (E#9685, P#1133)",
+        ("hand-over/grant-left", "hand-over/event-channel-left", "hand-over/device"),
+        front_end=_TrustsAClosingPeer,
+    ),
+    "device-skips-closed": Fault(
+        "a device goes from Closing straight to Initialising, which the peer does not follow",
+        "ebs-illegal-device-op (e:a82bad9730)",
+        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left", "start-stop/restart-differs"),
+        front_end=_SkipsClosed,
+    ),
+    "handler-connects-again": Fault(
+        "a device's notification disconnects from the peer and then writes Connected once more",
+        "ebs-dma-restarted (i:236299baa, i:85eb961bf)",
+        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        front_end=_ConnectsAgain,
+    ),
+    "handler-removes-too-much": Fault(
+        "a device's notification removes the node that says where the peer is, which the operating system needs",
+        "ebs-over-quiesce (e:6fb8ddd36b)",
+        ("hand-over/device",),
+        front_end=_RemovesTooMuch,
+    ),
+    "handler-polls-without-limit": Fault(
+        "a device's notification polls a peer until it answers, and the peer never does",
+        "ebs-unbounded-poll (XenStoreDeinit)",
+        ("waiting/unbounded-poll",),
+        front_end=_PollsWithoutLimit,
+    ),
+    "handler-logs-after-letting-go": Fault(
+        "a device's notification writes a log entry through the bus when it has given its reference back",
+        "ebs-log-after-provider (E#8707)",
+        ("connection-reset/use-after-reset", "connection-reset/missed-reset", "hand-over/store"),
+        design=_logs_after_letting_go,
+    ),
+    "interrupt-handler-left": Fault(
+        "a device's interrupt handler is still called when the operating system runs, and calls a boot service",
+        "service-after-exit (u:4e996a838c6)",
+        ("hand-over/service-after-exit",),
+        front_end=_LeavesItsInterruptHandler,
     ),
 }

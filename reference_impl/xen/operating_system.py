@@ -16,7 +16,7 @@ Where reconnection is not offered, the firmware had no means to drop its watches
 system sends RESET_WATCHES first and ignores watch events.
 
 One fault must not hide the next: after finding one, the operating system forces what a good firmware would have done
-and goes on. What it does itself leaves no records; it is not under test.
+and goes on. What it does itself leaves no records; it is not under test. Driver code that still runs does.
 
 Its facts about the firmware come from the page, the physmap and the store. Only the name of who is responsible comes
 from the platform's own knowledge.
@@ -57,6 +57,7 @@ _FIRST_PAGE_GFN = 0x200001
 _RING_NODES = {device_type.name: device_type.ring_nodes for device_type in DEVICE_TYPES.values()}
 _CONNECTED_STATE, _CLOSED_STATE, _INIT_WAIT_STATE = b"4", b"6", b"2"
 _TAKE_OVER = int(Kind.TAKE_OVER)
+_DRIVER_CODE = (int(Kind.ENTRY), int(Kind.SERVICE))
 
 
 def take_over(platform: XenPlatform) -> None:
@@ -106,12 +107,17 @@ class _OperatingSystem:
                 reason = str(error)
         for device in devices:
             self._record(device.path, [((), reason, "")])
-        del self._platform.trace.records[self._mark :]
+        self._forget_own_records()
+
+    def _forget_own_records(self) -> None:
+        """Take out of the trace what has come since the last step, but for what driver code still did meanwhile."""
+        records = self._platform.trace.records
+        records[self._mark :] = [record for record in records[self._mark :] if record[0] in _DRIVER_CODE]
 
     def _record(self, name: str, problems: list[Problem]) -> None:
         """Leave the record of one step, and only that."""
         trace = self._platform.trace
-        del trace.records[self._mark :]
+        self._forget_own_records()
         if not problems:
             trace.add(_TAKE_OVER, OPERATING_SYSTEM, name, (), "OK", "")
         for arguments, reason, agent in problems:

@@ -32,6 +32,8 @@ class XenPlatform:
     cleanup_may_fail  lets armed failures hit devices that are closing (a hostile environment)
     """
 
+    backend = Backend
+
     __slots__ = (
         "_by_path",
         "_counts",
@@ -145,7 +147,7 @@ class XenPlatform:
         name = DEVICE_TYPES[kind].name
         number = self._counts.get(name, 0)
         self._counts[name] = number + 1
-        device = Backend(self, kind, number)
+        device = self.backend(self, kind, number)
         self.devices.append(device)
         self._by_path[device.path] = device
         self.xenstored.observed[device.frontend_path + "/state"] = device.frontend_changed

@@ -32,12 +32,21 @@ UNKNOWN, INITIALISING, INIT_WAIT, INITIALISED, CONNECTED, CLOSING, CLOSED = rang
 TRANSACTION_TRIES = 8
 PRIVATE_SIZE, MEDIA_SIZE = 152, 48  # bytes of pool, as of the shipped block driver
 
+WAY_BACK: tuple[tuple[int, Callable[[int], bool]], ...] = (
+    (CLOSING, lambda state: state >= CLOSING or state == UNKNOWN),
+    (CLOSED, lambda state: state >= CLOSED or state == UNKNOWN),
+    (INITIALISING, lambda state: state in (UNKNOWN, INIT_WAIT) or state >= CLOSED),
+)
+"""The closing states in their order, each with whether a peer in some state has followed it."""
+
 
 class FrontEnd:
     """One started device.
 
     `io` is the bus's protocol, `allocation` the address of the private data. The object is the published interface too.
     """
+
+    way_back = WAY_BACK
 
     def __init__(self, driver: FrontEndDriver, controller: int) -> None:
         self.driver = driver
@@ -100,8 +109,7 @@ class FrontEnd:
         for name in kind.peer_nodes:
             self._read_peer(name)
         self._media = services.allocate_pool(BOOT_SERVICES_DATA, MEDIA_SIZE)
-        services.install_protocol_interface(self.controller, kind.protocol, 0, self.allocation)
-        self._published = True
+        self._publish()
         teardown = self.driver.design.device(self)
         try:
             teardown.started()
@@ -110,6 +118,10 @@ class FrontEnd:
             self._published = False
             raise
         self._teardown = teardown
+
+    def _publish(self) -> None:
+        self.services.install_protocol_interface(self.controller, self.kind.protocol, 0, self.allocation)
+        self._published = True
 
     def _release(self) -> None:
         services = self.services
@@ -173,11 +185,7 @@ class FrontEnd:
         if not self._introduced:
             return
         self._introduced = False
-        for own, peer_followed in (
-            (CLOSING, lambda state: state >= CLOSING or state == UNKNOWN),
-            (CLOSED, lambda state: state >= CLOSED or state == UNKNOWN),
-            (INITIALISING, lambda state: state in (UNKNOWN, INIT_WAIT) or state >= CLOSED),
-        ):
+        for own, peer_followed in self.way_back:
             self._attempt(self._go_to, own)
             self._wait_for_peer(peer_followed, self._closing_peer_state, at_exit)
 

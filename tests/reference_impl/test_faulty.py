@@ -2,83 +2,77 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from campaign.corpus import CHECKOUT
+from fuzz_targets.input_files import read_scenario
 from oracles import judge
 from reference_impl.faulty import FAULTS, faulty
-from reference_impl.scenario import operation
 from reference_impl.trace import Kind
 from reference_impl.world import run
-from tests.scenarios import CONNECT, EXIT, STOP_BUS, platform, records
+from tests.scenarios import records
 
-DEVICES = ("block", "network")
-SHOWN_BY = {
-    "bus-forgets-reset": ((), (CONNECT, EXIT)),
-    "event-failure-ignored": (
-        DEVICES,
-        (operation("fail", call="CreateEvent -> EFI_OUT_OF_RESOURCES", nth=2), CONNECT, EXIT),
-    ),
-    "reference-kept-by-failed-start": (
-        DEVICES,
-        (operation("fail", call="CreateEvent -> EFI_OUT_OF_RESOURCES", nth=2), CONNECT, EXIT),
-    ),
-    "six-stage-chain": (
-        DEVICES,
-        (
-            operation("fail", call="AllocatePool -> EFI_OUT_OF_RESOURCES"),
-            *(CONNECT, CONNECT, STOP_BUS, CONNECT),
-            *(operation("disconnect", controller="child-0"), EXIT),
-        ),
-    ),
-}
-"""Fault → devices and operations that show it, where connect and exit with two devices do not."""
+REGRESSIONS = CHECKOUT / "corpus" / "lifecycle" / "regressions"
 
 
-def shown(fault, design="reference-count"):
-    """A scenario that shows `fault`."""
-    devices, operations = SHOWN_BY.get(fault, (DEVICES, (CONNECT, EXIT)))
-    order = "fifo" if fault == "six-stage-chain" else "edk2"
-    return platform(design, *operations, devices=devices, fault=fault, order=order)
+def regression(fault):
+    """The smallest scenario that shows `fault`."""
+    return read_scenario(REGRESSIONS / f"{fault}.yaml")
 
 
-def rules(scenario):
+def reported(scenario):
     """What the oracles report, as oracle/rule."""
     return {f"{finding.oracle}/{finding.rule}" for finding in judge(run(scenario))}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_reported_under_its_own_rule_and_under_no_foreign_one(fault):
-    """The first rule of a fault is what it is about; only its own rules are reported."""
-    reported = rules(shown(fault))
-    assert faulty(fault).rules[0] in reported
-    assert reported <= set(faulty(fault).rules)
+SHOWN = [name for name in FAULTS if (REGRESSIONS / f"{name}.yaml").exists()]
+DEEP = [name for name in SHOWN if faulty(name).deep]
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", SHOWN)
+def test_a_fault_is_reported_under_its_own_rules_and_under_no_foreign_one(fault):
+    """Its regression shows one of its rules at least, and nothing beside them."""
+    assert regression(fault).fault == fault
+    found = reported(regression(fault))
+    assert found
+    assert found <= set(faulty(fault).rules)
+
+
+@pytest.mark.parametrize("fault", SHOWN)
 def test_the_same_scenario_without_the_fault_is_accepted(fault):
     """The near miss: correct code in the very scenario that shows the fault."""
-    scenario = shown(fault)
-    assert (
-        rules(platform("reference-count", *scenario.operations, devices=scenario.devices, order=scenario.order))
-        == set()
-    )
+    assert reported(replace(regression(fault), fault="")) == set()
 
 
-def test_the_chain_needs_every_stage():
-    """Leaving any operation out, or letting the device's notification run first, ends the chain early."""
-    whole = shown("six-stage-chain")
-    assert [record.value for record in records(run(whole), Kind.DRIVER_STATE)] == [1, 2, 3, 4, 5, 6]
+@pytest.mark.parametrize("fault", SHOWN)
+def test_a_regression_runs_in_the_environment_that_its_fault_names(fault):
+    """The conforming one wherever that is enough."""
+    assert regression(fault).environment == faulty(fault).environment
+    assert regression(fault).switches == faulty(fault).switches
+
+
+@pytest.mark.parametrize("fault", DEEP)
+def test_a_deep_fault_goes_through_all_its_stages_and_needs_each_step(fault):
+    """Each stage leaves a mark; leaving out any operation keeps the mistake from being reached."""
+    whole = regression(fault)
+    stages = [record.value for record in records(run(whole), Kind.DRIVER_STATE)]
+    assert len(stages) >= 5
+    assert stages == list(range(1, len(stages) + 1))
     for left_out in range(len(whole.operations)):
         shorter = whole.with_operations(whole.operations[:left_out] + whole.operations[left_out + 1 :])
-        assert rules(shorter) == set()
-    assert rules(platform("reference-count", *whole.operations, devices=DEVICES, fault="six-stage-chain")) == set()
+        assert reported(shorter) == set()
 
 
-def test_every_fault_names_real_rules():
-    """What a fault says may be reported is a rule of an oracle."""
-    from oracles import RULES
+def test_the_chain_of_six_ends_early_where_the_device_is_notified_first():
+    """The last stage hangs on the order of notifications."""
+    assert reported(replace(regression("six-stage-chain"), order="edk2")) == set()
 
-    known = {f"{oracle}/{rule}" for oracle, rules in RULES.items() for rule in rules}
+
+def test_every_fault_names_rules_and_says_what_is_wrong():
+    """What a fault says may be reported is a rule of an oracle, named once."""
     for name in FAULTS:
-        assert set(faulty(name).rules) <= known
-        assert faulty(name).description
+        rules = faulty(name).rules
+        assert len(rules) == len(set(rules)) > 0
+        assert FAULTS[name] == faulty(name).description != ""

@@ -14,16 +14,18 @@ if TYPE_CHECKING:
 
 
 class ExitEvent:
-    """One EVT_SIGNAL_EXIT_BOOT_SERVICES event of a driver on one controller, at TPL_CALLBACK.
+    """One EVT_SIGNAL_EXIT_BOOT_SERVICES event of a driver on one controller.
 
     The notification's context is the address of the driver's private data, as in C.
     """
 
     __slots__ = ("_event", "_services")
 
-    def __init__(self, services: BootServices, function: Callable[[int, int], None], context: int) -> None:
+    def __init__(
+        self, services: BootServices, function: Callable[[int, int], None], context: int, tpl: int = TPL_CALLBACK
+    ) -> None:
         self._services = services
-        self._event = services.create_event(EVT_SIGNAL_EXIT_BOOT_SERVICES, TPL_CALLBACK, function, context)
+        self._event = services.create_event(EVT_SIGNAL_EXIT_BOOT_SERVICES, tpl, function, context)
 
     def close(self) -> None:
         """Close the event: no notification runs afterwards."""

@@ -1,0 +1,116 @@
+"""Faults of memory: what drivers free, keep and write to.
+
+Python has no pointers to go wrong with. What a driver in C would do with an address is done here by way of the memory
+model, which records the misuse as it records that of a real image: `Core.object_at`, `Memory.free_pool`, and the two
+functions at the top of this file.
+"""
+
+from __future__ import annotations
+
+from reference_impl.faulty.fault import Fault
+from reference_impl.trace import Kind, StepBudgetExceeded
+from reference_impl.uefi.boot_services import BootServices
+from reference_impl.uefi.definitions import BOOT_SERVICES_DATA
+from reference_impl.uefi.status import EfiError
+from reference_impl.xenbus.front_end import FrontEnd
+
+
+def fill(services: BootServices, address: int, size_bytes: int, allocated_bytes: int) -> None:
+    """Write `size_bytes` to a buffer that has `allocated_bytes`."""
+    if size_bytes > allocated_bytes:
+        owner = services.core.memory.owner_of(address)
+        services.core.trace.add(Kind.MEMORY, services.agent, "overrun", (address, owner))
+
+
+def follow(services: BootServices, address: int, where: str) -> None:
+    """Write to what stands at `address`; page 0 is not mapped, so that this ends the run where it is NULL."""
+    if not address:
+        services.core.trace.add(Kind.FAULT, services.agent, "write", (0, where))
+        raise StepBudgetExceeded(services.agent)
+
+
+class _UsesItsDataAfterwards(FrontEnd):
+    def stop(self, children: tuple[int, ...]) -> None:
+        address = self.allocation
+        super().stop(children)
+        self.services.core.object_at(address, self.services.agent)._request_id = 0
+
+
+class _FreesItsDataTwice(FrontEnd):
+    def stop(self, children: tuple[int, ...]) -> None:
+        address = self.allocation
+        super().stop(children)
+        self._attempt(self.services.free_pool, address)
+
+
+class _KeepsAPageForEachRequest(FrontEnd):
+    def request(self) -> None:
+        self.services.allocate_pages(0, BOOT_SERVICES_DATA, 1, 0)
+        super().request()
+
+
+class _WritesALongName(FrontEnd):
+    def _publish(self) -> None:
+        name = f"{self.services.agent} on {self.io.node}"
+        buffer = self.services.allocate_pool(BOOT_SERVICES_DATA, 24)
+        fill(self.services, buffer, len(name) + 1, 24)
+        self.services.free_pool(buffer)
+        super()._publish()
+
+
+class _FreesABufferOfTheBus(FrontEnd):
+    def _publish(self) -> None:
+        buffer = self.io._bus.services.allocate_pool(BOOT_SERVICES_DATA, 32)  # the bus works out a path in it
+        super()._publish()
+        self.services.free_pool(buffer)
+
+
+class _UsesNull(FrontEnd):
+    def _take(self) -> None:
+        try:
+            buffer = self.services.allocate_pool(BOOT_SERVICES_DATA, 0x40)
+        except EfiError:
+            buffer = 0  # what AllocatePool left in the variable; nobody looks at the status
+        follow(self.services, buffer, "FrontEnd._take")
+        self.services.free_pool(buffer)
+        super()._take()
+
+
+FAULTS: dict[str, Fault] = {
+    "stop-uses-freed-memory": Fault(
+        "a device's Stop clears a field of its private data after it has freed it",
+        "use-after-free-stop (e:0b448dd8b2, e:5a066b87bd)",
+        ("memory-ownership/use-after-free",),
+        front_end=_UsesItsDataAfterwards,
+    ),
+    "stop-frees-twice": Fault(
+        "a device's Stop frees its private data a second time",
+        "",
+        ("memory-ownership/double-free", "protocol-usage/cleanup-fails"),
+        front_end=_FreesItsDataTwice,
+    ),
+    "request-keeps-a-page": Fault(
+        "a device takes a page for each request and never gives it back",
+        "",
+        ("memory-ownership/leak", "start-stop/stop-leaves"),
+        front_end=_KeepsAPageForEachRequest,
+    ),
+    "name-is-too-long": Fault(
+        "a device writes its name to a buffer of 24 bytes, which a node with a long path does not fit into",
+        "",
+        ("memory-ownership/overrun",),
+        front_end=_WritesALongName,
+    ),
+    "buffer-of-the-bus-freed": Fault(
+        "a device frees a buffer that the bus has allocated and goes on calling its own",
+        "",
+        ("memory-ownership/foreign-free", "memory-ownership/leak", "start-stop/failed-start-leaves"),
+        front_end=_FreesABufferOfTheBus,
+    ),
+    "allocation-unchecked": Fault(
+        "a device's Start uses a buffer without a look at what AllocatePool answered",
+        "alloc-unchecked (XenBusDxe)",
+        ("guest-fault/null-pointer",),
+        front_end=_UsesNull,
+    ),
+}

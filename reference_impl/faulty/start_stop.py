@@ -1,0 +1,247 @@
+"""Faults of starting and stopping: what Supported, Start and Stop do wrong, long before the exit.
+
+They deviate from the code that all teardown designs share, so they show in each of them.
+"""
+
+from __future__ import annotations
+
+from reference_impl.faulty.fault import Fault
+from reference_impl.uefi import guids
+from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, BY_CHILD_CONTROLLER, BY_DRIVER
+from reference_impl.uefi.status import EfiError, EfiStatus
+from reference_impl.xenbus.bus_driver import Child, XenBus, XenBusDriver
+from reference_impl.xenbus.front_end import FrontEnd, FrontEndDriver
+
+# ---- Supported ------------------------------------------------------------------------------------------------------
+
+
+class _LeavesOpenWhatItRefuses(FrontEndDriver):
+    def supported(self, controller: int, remaining_device_path: bytes | None) -> None:
+        services, binding = self.services, self.driver_binding_handle
+        interface = services.open_protocol(controller, guids.XENBUS_PROTOCOL, binding, controller, BY_DRIVER)
+        if services.core.object_at(interface, services.agent).type != self.kind.type:
+            raise EfiError(EfiStatus.UNSUPPORTED)
+        services.close_protocol(controller, guids.XENBUS_PROTOCOL, binding, controller)
+
+
+class _KeepsABufferOfARefusal(FrontEndDriver):
+    def supported(self, controller: int, remaining_device_path: bytes | None) -> None:
+        buffer = self.services.allocate_pool(BOOT_SERVICES_DATA, 32)
+        super().supported(controller, remaining_device_path)
+        self.services.free_pool(buffer)
+
+
+# ---- a Start that fails ---------------------------------------------------------------------------------------------
+
+
+class _FailingStart(FrontEnd):
+    """A device whose Start has a way back of its own."""
+
+    def start(self) -> None:
+        try:
+            self._take()
+        except EfiError:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """The way back of a Start that fails."""
+        raise NotImplementedError
+
+
+class _LeavesTheProtocolOpen(_FailingStart):
+    def give_up(self) -> None:
+        self._opened = False
+        self._release()
+
+
+class _KeepsItsData(_FailingStart):
+    def give_up(self) -> None:
+        self.allocation = 0
+        self._release()
+
+
+class _FreesItsDataFirst(_FailingStart):
+    def give_up(self) -> None:
+        address, self.allocation = self.allocation, 0
+        if address:
+            self.services.free_pool(address)
+            self = self.services.core.object_at(address, self.services.agent)
+        self._release()
+
+
+class _SwapsHandles(_FailingStart):
+    def give_up(self) -> None:
+        opened, self._opened = self._opened, False
+        self._release()
+        if opened:
+            self._attempt(self._close, self.driver.driver_binding_handle, self.controller)
+
+    def _close(self, handle: int, agent: int) -> None:
+        self.services.close_protocol(handle, guids.XENBUS_PROTOCOL, agent, self.controller)
+
+
+class _RemembersTooEarly(XenBusDriver):
+    def start(self, controller: int, remaining_device_path: bytes | None) -> None:
+        if controller in self.instances:
+            raise EfiError(EfiStatus.ALREADY_STARTED)
+        instance = self.instances[controller] = self.make(controller)
+        instance.start()
+
+
+class _OnlyAsserts(FrontEnd):
+    def _publish(self) -> None:
+        self._attempt(super()._publish)  # ASSERT_EFI_ERROR, which a release build leaves out
+        self._published = True
+
+
+# ---- Stop -----------------------------------------------------------------------------------------------------------
+
+
+class _StopsTheFirstChildOnly(XenBus):
+    def stop(self, children: tuple[int, ...]) -> None:
+        super().stop(children[:1])
+
+
+class _StopsFromInside(XenBus):
+    _inside = False
+
+    def stop(self, children: tuple[int, ...]) -> None:
+        if children and not self._inside:
+            self._inside = True
+            self.services.disconnect_controller(self.controller, self.driver.driver_binding_handle, children[0])
+            self._inside = False
+        super().stop(children)
+
+
+class _ConnectsAgain(FrontEnd):
+    def stop(self, children: tuple[int, ...]) -> None:
+        super().stop(children)
+        self._attempt(self.services.connect_controller, self.controller)
+
+
+class _PutsOffABusyStop(FrontEndDriver):
+    def stop(self, controller: int, children: tuple[int, ...]) -> None:
+        device = self.instances.get(controller)
+        if isinstance(device, FrontEnd) and device._request_id:
+            device._request_id = 0
+            return
+        super().stop(controller, children)
+
+
+class _KeepsTheSharedPage(XenBus):
+    def _release(self) -> None:
+        if self._shared_info_mapped:
+            self.hypercalls.remove_from_physmap(self._shared_info >> 12)
+            self._shared_info_mapped = False
+            self._shared_info = 0
+        super()._release()
+
+
+class _OpensTwoForAChild(XenBus):
+    def _open_by_child(self, child: Child) -> None:
+        super()._open_by_child(child)
+        binding = self.driver.driver_binding_handle
+        self.services.open_protocol(
+            self.controller, guids.DEVICE_PATH_PROTOCOL, binding, child.handle, BY_CHILD_CONTROLLER
+        )
+
+
+class _StopsAtClosed(FrontEnd):
+    def _disconnect(self, at_exit: bool) -> None:
+        self.way_back = FrontEnd.way_back if at_exit else FrontEnd.way_back[:2]
+        super()._disconnect(at_exit)
+
+
+FAULTS: dict[str, Fault] = {
+    "supported-leaves-open": Fault(
+        "a device driver's Supported does not close the protocol where it answers EFI_UNSUPPORTED",
+        "",
+        ("start-stop/supported-changes", "protocol-usage/left-open"),
+        device_driver=_LeavesOpenWhatItRefuses,
+    ),
+    "supported-keeps-memory": Fault(
+        "a device driver's Supported does not free its buffer where it answers EFI_UNSUPPORTED",
+        "",
+        ("start-stop/supported-changes", "memory-ownership/leak"),
+        device_driver=_KeepsABufferOfARefusal,
+    ),
+    "failed-start-leaves-open": Fault(
+        "a device's Start that fails leaves the bus's protocol open",
+        "start-leak-open (E#12399, E#12425)",
+        ("start-stop/failed-start-leaves", "protocol-usage/left-open"),
+        front_end=_LeavesTheProtocolOpen,
+    ),
+    "failed-start-keeps-memory": Fault(
+        "a device's Start that fails does not free the private data",
+        "start-leak-open (M#1744)",
+        ("start-stop/failed-start-leaves", "memory-ownership/leak"),
+        front_end=_KeepsItsData,
+    ),
+    "failed-start-frees-first": Fault(
+        "a device's Start that fails frees the private data first, and then goes on by what stands in it",
+        "start-cleanup-order (ipxe#86, i:1295b4acf)",
+        ("memory-ownership/use-after-free",),
+        front_end=_FreesItsDataFirst,
+    ),
+    "failed-start-swaps-handles": Fault(
+        "a device's Start that fails passes the wrong handle to CloseProtocol, which refuses it",
+        "cleanup-wrong-arguments (e:2ef0c27cb8, e:bf7249df9c)",
+        ("protocol-usage/cleanup-fails", "protocol-usage/left-open", "start-stop/failed-start-leaves"),
+        front_end=_SwapsHandles,
+    ),
+    "start-remembers-too-early": Fault(
+        "the bus's Start notes the controller before anything can fail, and a failure leaves the note",
+        "start-global-dangling (XenBusDxe)",
+        ("start-stop/dangling-start",),
+        bus_driver=_RemembersTooEarly,
+    ),
+    "start-only-asserts": Fault(
+        "a device's Start only asserts that its interface was installed; Stop then uninstalls what is not there",
+        "assert-only-check (E#7284)",
+        ("protocol-usage/cleanup-fails",),
+        front_end=_OnlyAsserts,
+    ),
+    "stop-first-child-only": Fault(
+        "the bus's Stop stops the first of the children that it is given, and answers success",
+        "stop-wrong-children (P#1045, u:314bed6c854)",
+        ("start-stop/stop-wrong-children",),
+        bus=_StopsTheFirstChildOnly,
+    ),
+    "stop-from-inside": Fault(
+        "the bus's Stop disconnects one of its children itself, by way of the core, which enters Stop once more",
+        "stop-reentrant (e:e33257215b)",
+        ("start-stop/stop-reentered",),
+        bus=_StopsFromInside,
+    ),
+    "stop-connects-again": Fault(
+        "a device's Stop ends with ConnectController on the controller that is being disconnected",
+        "start-during-stop (i:74d90b33f)",
+        ("start-stop/start-during-stop",),
+        front_end=_ConnectsAgain,
+    ),
+    "stop-lies": Fault(
+        "a device's Stop answers success and does nothing where a request has been served",
+        "stop-lies (i:9ff6d08bf)",
+        ("start-stop/stop-lies",),
+        device_driver=_PutsOffABusyStop,
+    ),
+    "stop-keeps-a-page": Fault(
+        "the bus's Stop keeps the page in which it had the shared info",
+        "reserved-page-leak (XenBusDxe)",
+        ("memory-ownership/leak", "start-stop/stop-leaves"),
+        bus=_KeepsTheSharedPage,
+    ),
+    "stop-keeps-a-child-record": Fault(
+        "the bus opens two protocols for each child and closes one",
+        "child-open-not-closed (e:64ef66ba8b)",
+        ("protocol-usage/child-left-open", "protocol-usage/left-open"),
+        bus=_OpensTwoForAChild,
+    ),
+    "stop-ends-at-closed": Fault(
+        "a device's Stop ends with the front end in Closed, from where it cannot be started again",
+        "restart-dirty (E#7466)",
+        ("start-stop/restart-differs",),
+        front_end=_StopsAtClosed,
+    ),
+}
