@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_impl.faulty.fault import Fault
+from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, Fault
 from reference_impl.trace import Kind
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
@@ -429,7 +429,7 @@ FAULTS: dict[str, Fault] = {
     "six-stage-chain": Fault(
         "a bus of the design reference-count that never resets the connection, after six stages that need one another",
         "",
-        ("connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table"),
+        NEVER_RESET,
         deep=True,
         design=_six_stages,
         bus=_SixStages,
@@ -446,7 +446,7 @@ FAULTS: dict[str, Fault] = {
         "a bus that resets the connection too early when four devices and it let go in one exact order",
         "ebs-order (e:7aee391fa3, M#520)",
         (
-            *("connection-reset/premature-reset", "connection-reset/use-after-reset", "connection-reset/double-reset"),
+            *RESET_TOO_EARLY,
             *("order-independence/verdict-differs", "order-independence/state-differs"),
         ),
         deep=True,
@@ -456,7 +456,7 @@ FAULTS: dict[str, Fault] = {
     "removed-twice": Fault(
         "a device that leaves its pages to a peer on its way out, once a hot removal has been survived",
         "hot-removal (E#9685, P#1133)",
-        ("hand-over/grant-left", "hand-over/event-channel-left"),
+        ("hand-over/grant-left", "hand-over/event-channel-left", "connection-reset/premature-reset"),
         deep=True,
         front_end=_RemovedTwice,
     ),
@@ -493,9 +493,8 @@ FAULTS: dict[str, Fault] = {
         "a device that gives its reference back too early when it is started for the fifth time",
         "",
         (
-            *("reference-count/unbalanced", "reference-count/underflow", "connection-reset/premature-reset"),
-            *("connection-reset/use-after-reset", "connection-reset/double-reset", "connection-reset/missed-reset"),
-            *("hand-over/store", "hand-over/grant-table"),
+            *("reference-count/unbalanced", "reference-count/underflow", "reference-count/leak"),
+            *(*RESET_TOO_EARLY, "connection-reset/missed-reset", "hand-over/grant-table"),
         ),
         deep=True,
         design=_counted,

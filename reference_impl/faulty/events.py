@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_impl.faulty.fault import Fault, changed
+from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, Fault, changed
 from reference_impl.uefi.definitions import (
     EVT_NOTIFY_SIGNAL,
     EVT_TIMER,
@@ -239,7 +239,8 @@ FAULTS: dict[str, Fault] = {
         "",
         (
             *("event-lifetime/left-behind", "start-stop/stop-leaves", "memory-ownership/use-after-free"),
-            *("reference-count/underflow", "reference-count/unbalanced"),
+            *("reference-count/underflow", "reference-count/unbalanced", "reference-count/leak"),
+            *(*RESET_TOO_EARLY, "connection-reset/missed-reset", "hand-over/grant-table"),
         ),
         design=_keeps_its_event,
     ),
@@ -282,7 +283,10 @@ FAULTS: dict[str, Fault] = {
     "failed-start-keeps-the-tpl": Fault(
         "a device's Start that fails while it holds a lock returns at TPL_NOTIFY",
         "tpl-not-restored (ipxe#520, M#230)",
-        ("tpl/not-restored", "tpl/too-high"),
+        (
+            *("tpl/not-restored", "tpl/too-high", "reference-count/leak", *NEVER_RESET),
+            *("hand-over/grant-left", "hand-over/event-channel-left", "hand-over/device"),
+        ),
         front_end=_KeepsTheLockOnError,
     ),
     "start-locks-too-high": Fault(

@@ -51,6 +51,22 @@ class Fault(NamedTuple):
 CORRECT = Fault("nothing is wrong")
 
 
+STILL_CONNECTED = (
+    *("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+    "connection-reset/premature-reset",
+)
+"""What may be reported where a device has not let go of its peer at the exit."""
+
+NEVER_RESET = ("connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table")
+"""What may be reported where the connection is not reset."""
+
+RESET_TOO_EARLY = (
+    *("connection-reset/premature-reset", "connection-reset/use-after-reset", "connection-reset/double-reset"),
+    *("hand-over/store", "hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+)
+"""What may be reported where devices say goodbye over a connection that has been reset."""
+
+
 def changed(right: object, **members: object) -> type:
     """The class `right` with other members."""
     assert isinstance(right, type)

@@ -5,7 +5,7 @@ All of them are faults of the design `reference-count`, whatever the scenario's 
 
 from __future__ import annotations
 
-from reference_impl.faulty.fault import Fault, changed
+from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, Fault, changed
 from reference_impl.uefi.status import EfiError
 from reference_impl.xenbus.designs import reference_count
 from reference_impl.xenbus.designs.base import Design, DeviceTeardown
@@ -58,34 +58,32 @@ def _handed_off_as_false(design: Design) -> Design:
     return _RIGHT._replace(device=changed(_DEVICE, _notify=_notify))
 
 
-_NEVER_RESET = ("connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table")
-
 FAULTS: dict[str, Fault] = {
     "reference-kept-by-failed-start": Fault(
         "a device's Start that fails at its last step leaves a reference behind",
         "start-leak-open (E#12399, E#12425, M#1744)",
-        ("reference-count/leak", "reference-count/unbalanced", *_NEVER_RESET),
+        ("reference-count/leak", "reference-count/unbalanced", *NEVER_RESET),
         design=_kept_by_failed_start,
     ),
     "reference-kept-by-stop": Fault(
         "a device's Stop does not give its reference back",
         "",
-        ("reference-count/leak", "reference-count/unbalanced", *_NEVER_RESET),
+        ("reference-count/leak", "reference-count/unbalanced", *NEVER_RESET),
         design=_kept_by_stop,
     ),
     "reference-given-back-twice": Fault(
         "a device's Stop gives its reference back twice",
         "",
         (
-            *("reference-count/underflow", "reference-count/unbalanced"),
-            *("connection-reset/premature-reset", "connection-reset/use-after-reset", *_NEVER_RESET),
+            *("reference-count/underflow", "reference-count/unbalanced", "reference-count/leak"),
+            *(*RESET_TOO_EARLY, "connection-reset/missed-reset", "hand-over/grant-table"),
         ),
         design=_given_back_twice,
     ),
     "reference-taken-twice": Fault(
         "a network device's Start takes two references",
         "",
-        ("reference-count/unbalanced", "reference-count/leak", *_NEVER_RESET),
+        ("reference-count/unbalanced", "reference-count/leak", *NEVER_RESET),
         design=_taken_twice,
     ),
     "handed-off-as-false": Fault(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_impl.faulty.fault import Fault, changed
+from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, STILL_CONNECTED, Fault, changed
 from reference_impl.uefi import guids
 from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, TPL_NOTIFY
 from reference_impl.uefi.status import EfiError
@@ -20,19 +20,24 @@ from reference_impl.xenbus.front_end import CLOSING, CONNECTED, FrontEnd
 
 
 def _bus_forgets_reset(design: Design) -> Design:
-    def exit_(self: BusTeardown) -> None:
-        """Nothing, as if some device would always reset the connection."""
+    right: Any = design.bus
 
-    return design._replace(bus=changed(design.bus, exit=exit_))
+    def exit_(self: BusTeardown) -> None:
+        self.bus.reset_connection = lambda: None  # type: ignore[method-assign]
+        right.exit(self)
+
+    return design._replace(bus=changed(right, exit=exit_))
 
 
 def _bus_resets_twice(design: Design) -> Design:
-    def exit_(self: BusTeardown) -> None:
-        self.bus.store.reset()
-        self.bus.store.reset()
-        self.bus.reset_connection()
+    right: Any = design.bus
 
-    return design._replace(bus=changed(design.bus, exit=exit_))
+    def exit_(self: BusTeardown) -> None:
+        right.exit(self)
+        if not self.bus.store.in_use:
+            self.bus.store.reset()
+
+    return design._replace(bus=changed(right, exit=exit_))
 
 
 def _bus_resets_ring_only(design: Design) -> Design:
@@ -194,7 +199,7 @@ FAULTS: dict[str, Fault] = {
     "bus-forgets-reset": Fault(
         "the bus's notification never resets the connection",
         "ebs-left-live",
-        ("connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table"),
+        NEVER_RESET,
         design=_bus_forgets_reset,
     ),
     "bus-resets-twice": Fault(
@@ -206,7 +211,7 @@ FAULTS: dict[str, Fault] = {
     "event-failure-ignored": Fault(
         "a device's Start succeeds although it could not create its ExitBootServices event",
         "ebs-event-create-ignored",
-        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        STILL_CONNECTED,
         design=_event_failure_ignored,
     ),
     "handler-allocates": Fault(
@@ -236,7 +241,7 @@ FAULTS: dict[str, Fault] = {
     "handler-never-disconnects": Fault(
         "a device's notification does not tell the peer to close",
         "ebs-left-live",
-        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        STILL_CONNECTED,
         front_end=_NeverDisconnects,
     ),
     "bus-resets-ring-only": Fault(
@@ -248,29 +253,19 @@ FAULTS: dict[str, Fault] = {
     "bus-resets-grant-table-only": Fault(
         "the bus's notification takes the grant table away, never calls its children, and does not reset the ring",
         "ebs-left-live (u:0efe8ea57fc)",
-        (
-            *("connection-reset/missed-reset", "connection-reset/premature-reset", "hand-over/store"),
-            *("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
-        ),
+        (*NEVER_RESET, *STILL_CONNECTED),
         design=_bus_resets_grant_table_only,
     ),
     "bus-resets-whatever-the-count": Fault(
         "the bus's notification resets the connection although devices still need it, where it runs before theirs",
         "ebs-order (e:7aee391fa3, M#520)",
-        (
-            *("connection-reset/premature-reset", "connection-reset/use-after-reset", "connection-reset/double-reset"),
-            *("order-independence/verdict-differs", "order-independence/state-differs"),
-            *("hand-over/store", "hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
-        ),
+        (*RESET_TOO_EARLY, "order-independence/verdict-differs", "order-independence/state-differs"),
         design=_bus_resets_whatever_the_count,
     ),
     "bus-resets-before-its-children": Fault(
         "the bus's notification resets the connection and then lets its children say goodbye through it",
         "ebs-parent-first (e:01df510319, i:562c74e1e)",
-        (
-            *("connection-reset/premature-reset", "connection-reset/use-after-reset", "connection-reset/double-reset"),
-            *("hand-over/store", "hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
-        ),
+        RESET_TOO_EARLY,
         design=_bus_resets_before_its_children,
     ),
     "bus-disconnects-at-the-exit": Fault(
@@ -285,7 +280,7 @@ FAULTS: dict[str, Fault] = {
     "handler-trusts-a-closing-peer": Fault(
         "a device's notification does nothing where the peer is on its way out already, as in a hot removal",
         "hot-removal (E#9685, P#1133)",
-        ("hand-over/grant-left", "hand-over/event-channel-left", "hand-over/device"),
+        ("hand-over/grant-left", "hand-over/event-channel-left", "connection-reset/premature-reset"),
         front_end=_TrustsAClosingPeer,
     ),
     "device-skips-closed": Fault(
@@ -297,7 +292,7 @@ FAULTS: dict[str, Fault] = {
     "handler-connects-again": Fault(
         "a device's notification disconnects from the peer and then writes Connected once more",
         "ebs-dma-restarted (i:236299baa, i:85eb961bf)",
-        ("hand-over/device", "hand-over/grant-left", "hand-over/event-channel-left"),
+        STILL_CONNECTED,
         front_end=_ConnectsAgain,
     ),
     "handler-removes-too-much": Fault(
