@@ -557,20 +557,23 @@ def descriptions(what: What) -> dict[str, str]:
 
             return FAULTS
         case What.SERVICES:
-            from reference_impl.failures import CALLS
+            from reference_impl import failures
 
-            return {name: f"{_sort_of(name)}; {_refusals(answers)}" for name, answers in CALLS.items()}
+            return {
+                name: f"{sort}; {_refusals(answers)}"
+                for sort, calls in (
+                    ("boot service", failures.BOOT_SERVICES),
+                    ("hypercall", failures.HYPERCALLS),
+                    ("xenstore request", failures.XENSTORE_REQUESTS),
+                    ("PCI access", failures.PCI_ACCESSES),
+                )
+                for name, answers in calls.items()
+            }
 
 
 def _first_line(docstring: str | None) -> str:
     assert docstring is not None
     return docstring.strip().splitlines()[0]
-
-
-def _sort_of(call_name: str) -> str:
-    if call_name.startswith("XS_"):
-        return "xenstore request"
-    return "hypercall" if call_name.split("_")[0].isupper() and "_" in call_name else "boot service"
 
 
 def _refusals(answers: Iterable[Any]) -> str:

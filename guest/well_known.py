@@ -73,7 +73,6 @@ _OTHERS = {
     "PCD": "11b34006-d85b-4d0a-a290-d5a571310ef7",
     "PCI_ENUMERATION_COMPLETE": "30cfe3e7-3de1-4586-be20-deaba1b3b793",
     "PCI_HOT_PLUG_INIT": "aa0e8bc1-dabc-46b0-a844-37b8169b2bea",
-    "PCI_IO": "4cf5b200-68b8-4ca5-9eec-b23e3f50029a",
     "PCI_ROOT_BRIDGE_IO": "2f707ebb-4a1a-11d4-9a38-0090273fc14d",
     "PI_PCD": "13a3f0f6-264a-3ef0-f2e0-dec512342f34",
     "PXE_BASE_CODE": "03c4e603-ac28-11d3-9a2d-0090273fc14d",

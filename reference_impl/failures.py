@@ -1,6 +1,6 @@
 """Failures that a scenario arms: which call refuses, at which time, with which status; and every call that can be armed.
 
-One table, `CALLS`, names all boot services, hypercalls and xenstore requests with the refusals that each may answer.
+`CALLS` names all boot services, hypercalls, xenstore requests and PCI accesses with the refusals that each may answer.
 The scenario language, `ebsfuzz list services` and the byte codec are made from it.
 """
 
@@ -14,8 +14,10 @@ from reference_impl.uefi.status import EfiStatus
 
 _S = EfiStatus
 
-CALLS: dict[str, tuple[Any, ...]] = {
-    # Boot services: UEFI 2.10 §7, "Status Codes Returned". Only refusals that need no particular argument stand here
+_Calls = dict[str, tuple[Any, ...]]
+
+BOOT_SERVICES: _Calls = {
+    # UEFI 2.10 §7, "Status Codes Returned". Only refusals that need no particular argument stand here
     # (a caller cannot get EFI_ACCESS_DENIED from AllocatePool).
     "AllocatePool": (_S.OUT_OF_RESOURCES,),
     "AllocatePages": (_S.OUT_OF_RESOURCES, _S.NOT_FOUND),
@@ -53,14 +55,18 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "UnloadImage": (_S.UNSUPPORTED,),
     "InstallConfigurationTable": (_S.OUT_OF_RESOURCES,),
     "ExitBootServices": (_S.INVALID_PARAMETER,),
-    # Hypercalls: negative errno as Xen answers it.
+}
+
+HYPERCALLS: _Calls = {  # negative errno as Xen answers it
     "HVMOP_get_param": (-22, -3),
     "EVTCHNOP_alloc_unbound": (-28, -22),
     "EVTCHNOP_send": (-22,),
     "EVTCHNOP_close": (-22,),
     "XENMEM_add_to_physmap": (-22, -12),
     "XENMEM_remove_from_physmap": (-22, -2),
-    # xenstore requests: error names of the xenstore protocol.
+}
+
+XENSTORE_REQUESTS: _Calls = {  # error names of the xenstore protocol
     "XS_DIRECTORY": ("ENOENT", "EACCES", "EIO"),
     "XS_READ": ("ENOENT", "EACCES", "EIO"),
     "XS_WRITE": ("EACCES", "ENOSPC", "EIO"),
@@ -70,6 +76,30 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "XS_TRANSACTION_START": ("EBUSY", "ENOSPC"),
     "XS_TRANSACTION_END": ("EAGAIN", "EIO"),
 }
+
+PCI_ACCESSES: _Calls = {  # EFI_PCI_IO_PROTOCOL: UEFI 2.10 §14.4
+    "PciIo.PollMem": (_S.TIMEOUT, _S.OUT_OF_RESOURCES),
+    "PciIo.PollIo": (_S.TIMEOUT, _S.OUT_OF_RESOURCES),
+    "PciIo.Mem.Read": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.Mem.Write": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.Io.Read": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.Io.Write": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.Pci.Read": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.Pci.Write": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.CopyMem": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.Map": (_S.OUT_OF_RESOURCES, _S.DEVICE_ERROR),
+    "PciIo.Unmap": (_S.DEVICE_ERROR,),
+    "PciIo.AllocateBuffer": (_S.OUT_OF_RESOURCES,),
+    "PciIo.FreeBuffer": (_S.INVALID_PARAMETER,),
+    "PciIo.Flush": (_S.DEVICE_ERROR,),
+    "PciIo.GetLocation": (),
+    "PciIo.Attributes": (_S.UNSUPPORTED,),
+    "PciIo.GetBarAttributes": (_S.OUT_OF_RESOURCES, _S.UNSUPPORTED),
+    "PciIo.SetBarAttributes": (_S.UNSUPPORTED, _S.OUT_OF_RESOURCES),
+}
+
+CALLS: _Calls = {**BOOT_SERVICES, **HYPERCALLS, **XENSTORE_REQUESTS, **PCI_ACCESSES}
+"""All of them. New ones come last: a failure's place in the list is its byte in a scenario."""
 
 ALLOCATIONS = frozenset({"AllocatePool", "AllocatePages"})
 
@@ -87,6 +117,7 @@ CLEANUP = frozenset(
         ),
         *("UninstallProtocolInterface", "UninstallMultipleProtocolInterfaces", "DisconnectController", "UnloadImage"),
         *("EVTCHNOP_send", "EVTCHNOP_close", "XENMEM_remove_from_physmap", "XS_RM", "XS_UNWATCH"),
+        *("PciIo.Unmap", "PciIo.FreeBuffer", "PciIo.Flush"),
     }
 )
 """Calls that give back or finish. In the conforming environment they do not fail (a working event channel can be notified)."""

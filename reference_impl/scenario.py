@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from reference_impl.failures import CALLS
+from reference_impl.failures import BOOT_SERVICES, CALLS
 from reference_impl.faulty import FAULTS
 
 
@@ -109,7 +109,7 @@ _DRIVERS = ("xenbus", "block", "network", "console")
 _DEVICE = Choice("device", tuple(range(MAX_DEVICES_EVER)))
 _SELECTORS = tuple(range(256))
 
-CORE_CALLS = tuple(call for call in CALLS if not call.startswith(("EVTCHNOP", "HVMOP", "XENMEM", "XS_")))
+CORE_CALLS = tuple(BOOT_SERVICES)
 
 OPERATIONS: dict[str, OperationType] = {
     "connect": OperationType(

@@ -37,6 +37,7 @@ from reference_impl.uefi.definitions import (
     TimerDelay,
     Tpl,
 )
+from reference_impl.uefi.pci_io import PciIo
 from reference_impl.uefi.status import EfiStatus
 
 HEADER = "    step  phase    TPL          what happened"
@@ -250,13 +251,14 @@ _PHRASES: dict[int, Callable[[Record], str]] = {
 
 @cache
 def _service_fields() -> dict[str, tuple[str, ...]]:
-    """The arguments' names of every boot service, from the methods' signatures."""
+    """The arguments' names of every service, from the methods' signatures."""
     fields = {}
-    for attribute in dir(BootServices):
-        method = getattr(BootServices, attribute)
-        name = getattr(method, "service_name", None)
-        if name is not None:
-            fields[name] = tuple(inspect.signature(method.__wrapped__).parameters)[1:]
+    for services in (BootServices, PciIo):
+        for attribute in dir(services):
+            method = getattr(services, attribute)
+            name = getattr(method, "service_name", None)
+            if name is not None:
+                fields[name] = tuple(inspect.signature(method.__wrapped__).parameters)[1:]
     return fields
 
 
