@@ -48,6 +48,7 @@ class Thunks:
     """All traps of one world.
 
     before   called before each service with the name of the image that calls: a look at memory that has no other moment
+    views    protocol → what makes, from address and agent, the object for an interface that Python code looks at
     """
 
     def __init__(self, core: Core, convention: CallingConvention, firmware: FirmwareMemory, images: Images) -> None:
@@ -56,23 +57,30 @@ class Thunks:
         self.heap = Heap(self.machine, core)
         self.before: Callable[[str], None] | None = None
         self._convention = convention
-        self._firmware = firmware
+        self.firmware = firmware
         self._images = images
         self._texts: dict[bytes, str] = {}
+        self.views: dict[str, Callable[[int, str], Any]] = {
+            guids.DRIVER_BINDING_PROTOCOL: lambda address, agent: GuestBinding(images, address, agent),
+            guids.DEVICE_PATH_PROTOCOL: lambda address, agent: self._device_path(address),
+        }
         self._nobody = BootServices(core, "guest")
         self._monotonic = 0
-        boot = {name: self._write(_thunk(self, name)) for name in BOOT_SERVICES if name}
+        boot = {name: self.write(_thunk(self, name)) for name in BOOT_SERVICES if name}
         self.task_priority = TaskPriority(convention, core.trace, core.events, boot["RaiseTPL"], boot["RestoreTPL"])
         boot |= {"RaiseTPL": self.task_priority.raise_tpl, "RestoreTPL": self.task_priority.restore_tpl}
-        unsupported = self._write(self._unsupported)
+        unsupported = self.write(self._unsupported)
         self.tables = Tables(firmware, boot, dict.fromkeys(RUNTIME_SERVICES, unsupported))
-        get16 = self._write(lambda *_: HOST_BRIDGE)
+        get16 = self.write(lambda *_: HOST_BRIDGE)
         self.pcd = firmware.place(
             b"".join(struct.pack("<Q", get16 if name == "Get16" else unsupported) for name in PCD_SERVICES)
         )
 
-    def _write(self, thunk: Thunk) -> int:
-        """A trap for a thunk. The one place where a refusal becomes the status that guest code sees."""
+    def write(self, thunk: Thunk) -> int:
+        """Write a function of the firmware that does what `thunk` does; its address.
+
+        The one place where a refusal becomes the status that guest code sees.
+        """
         caller = self._images.caller
         nobody = self._nobody
 
@@ -100,17 +108,17 @@ class Thunks:
             text = self._texts[raw] = str(uuid.UUID(bytes_le=raw))
         return text
 
-    def _argument(self, sp: int, index: int) -> int:
+    def argument(self, sp: int, index: int) -> int:
+        """The argument `index` (4 and above) of the service whose stack pointer is `sp`."""
         return self._convention.argument(sp, index)
 
     def _show(self, protocol: str, interface: int, agent: str) -> None:
         """Give the core an object for an interface that it looks at itself."""
         if not interface:
             return
-        if protocol == guids.DRIVER_BINDING_PROTOCOL:
-            self.core.place(interface, GuestBinding(self._images, interface, agent))
-        elif protocol == guids.DEVICE_PATH_PROTOCOL:
-            self.core.place(interface, self._device_path(interface))
+        view = self.views.get(protocol)
+        if view is not None:
+            self.core.place(interface, view(interface, agent))
 
     def _device_path(self, address: int) -> bytes:
         """The device path at an address, with its end node; cut off where it has none."""
@@ -144,14 +152,14 @@ class Thunks:
         services.restore_tpl(old)
 
     def _create_event(self, services: BootServices, kind: int, tpl: int, function: int, context: int, sp: int) -> None:
-        out = self._argument(sp, 4)
+        out = self.argument(sp, 4)
         event = services.create_event(kind & _MASK32, tpl, self._function(kind, function), context, bool(out))
         self.machine.put_u64(out, event)
 
     def _create_event_ex(
         self, services: BootServices, kind: int, tpl: int, function: int, context: int, sp: int
     ) -> None:
-        group, out = self._guid(self._argument(sp, 4)), self._argument(sp, 5)
+        group, out = self._guid(self.argument(sp, 4)), self.argument(sp, 5)
         notify = self._function(kind, function)
         event = services.create_event_ex(kind & _MASK32, tpl, notify, context, group, bool(out))
         self.machine.put_u64(out, event)
@@ -217,7 +225,7 @@ class Thunks:
 
     def _get_memory_map(self, services: BootServices, size: int, out: int, key: int, each: int, sp: int) -> None:
         machine = self.machine
-        version = self._argument(sp, 4)
+        version = self.argument(sp, 4)
         try:
             descriptors, map_key, descriptor_size = services.get_memory_map(
                 machine.u64(size) if size else None, bool(out)
@@ -258,7 +266,7 @@ class Thunks:
         self, services: BootServices, handle: int, b: int, c: int, d: int, sp: int
     ) -> None:
         machine = self.machine
-        pairs = self._pairs(1, lambda index: (handle, b, c, d)[index] if index < 4 else self._argument(sp, index))
+        pairs = self._pairs(1, lambda index: (handle, b, c, d)[index] if index < 4 else self.argument(sp, index))
         for guid, interface in pairs:
             self._show(guid, interface, services.agent)
         new = services.install_multiple_protocol_interfaces(machine.u64(handle) if handle else None, *pairs)
@@ -272,7 +280,7 @@ class Thunks:
     def _uninstall_multiple_protocol_interfaces(
         self, services: BootServices, handle: int, b: int, c: int, d: int, sp: int
     ) -> None:
-        pairs = self._pairs(1, lambda index: (handle, b, c, d)[index] if index < 4 else self._argument(sp, index))
+        pairs = self._pairs(1, lambda index: (handle, b, c, d)[index] if index < 4 else self.argument(sp, index))
         services.uninstall_multiple_protocol_interfaces(handle, *pairs)
 
     def _reinstall_protocol_interface(
@@ -287,7 +295,7 @@ class Thunks:
         self.machine.put_u64(out, interface)
 
     def _open_protocol(self, services: BootServices, handle: int, protocol: int, out: int, agent: int, sp: int) -> None:
-        controller, attributes = self._argument(sp, 4), self._argument(sp, 5) & _MASK32
+        controller, attributes = self.argument(sp, 4), self.argument(sp, 5) & _MASK32
         try:
             interface = services.open_protocol(handle, self._guid(protocol), agent, controller, attributes, bool(out))
         except RefusalWithValue as refusal:
@@ -309,13 +317,13 @@ class Thunks:
 
     def _protocols_per_handle(self, services: BootServices, handle: int, out: int, count: int, *_: int) -> None:
         address, protocols = services.protocols_per_handle(handle, bool(out and count))
-        data = b"".join(struct.pack("<Q", self._firmware.guid(protocol)) for protocol in protocols)
+        data = b"".join(struct.pack("<Q", self.firmware.guid(protocol)) for protocol in protocols)
         self._give_buffer(address, len(data), data, out, count, len(protocols))
 
     def _locate_handle_buffer(
         self, services: BootServices, kind: int, protocol: int, key: int, count: int, sp: int
     ) -> None:
-        out = self._argument(sp, 4)
+        out = self.argument(sp, 4)
         address, handles = services.locate_handle_buffer(kind & _MASK32, self._guid(protocol), key, bool(out and count))
         data = struct.pack(f"<{len(handles)}Q", *handles)
         self._give_buffer(address, len(data), data, out, count, len(handles))
@@ -329,7 +337,7 @@ class Thunks:
 
     def _locate_handle(self, services: BootServices, kind: int, protocol: int, key: int, size: int, sp: int) -> None:
         machine = self.machine
-        out = self._argument(sp, 4)
+        out = self.argument(sp, 4)
         try:
             handles = services.locate_handle(
                 kind & _MASK32, self._guid(protocol), key, machine.u64(size) if size else None, bool(out)

@@ -18,18 +18,24 @@ from guest.calling_convention import CallingConvention
 from guest.drivers import GuestImage, Images
 from guest.image import Image, ImageError, open_image
 from guest.machine import PAGE, GuestFault, Machine, NotCountedError
+from guest.pci_io import PciIoInterface, xen_platform_device
 from guest.tables import HOB_LIST_TABLE, PCD_PROTOCOL, FirmwareMemory, place_hobs
 from guest.thunks import Thunks
 from guest.xen import GuestPlatform, HypercallPage
+from guest.xenbus_protocol import NODE, GuestXenBus, ModelServices, XenBusInterface, text_at
 from reference_impl.failures import Failures
+from reference_impl.faulty import faulty
 from reference_impl.scenario import Scenario
 from reference_impl.trace import Kind, Trace
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.core import Core
+from reference_impl.uefi.definitions import BY_DRIVER
 from reference_impl.uefi.driver_binding import load
 from reference_impl.uefi.status import EfiError
 from reference_impl.world import GRANT_TABLE_ADDRESS, PlatformWorld, SkippedError
+from reference_impl.xenbus.bus_driver import XenIo
+from reference_impl.xenbus.designs import DESIGNS
 
 FIRMWARE = "bullseye/OVMF_CODE_4M.fd"
 LIBRARY = "DevicePathDxe"
@@ -37,12 +43,22 @@ LIBRARY = "DevicePathDxe"
 
 GUESTS: dict[str, dict[str, str]] = {
     "shipped": {"xenbus": "XenBusDxe", "block": "XenPvBlkDxe"},
+    "shipped-bus": {"xenbus": "XenBusDxe"},
+    "shipped-block": {"block": "XenPvBlkDxe"},
+    "shipped-pci": {"xenio": "XenIoPciDxe", "xenbus": "XenBusDxe", "block": "XenPvBlkDxe"},
 }
-"""For each design, the drivers that are guests: the scenario's name of a driver → module of the firmware."""
+"""For each design, the drivers that are guests: the scenario's name of a driver → module of the firmware.
+
+Where "xenio" is among them, the controller is a PCI device; elsewhere XENIO_PROTOCOL stands on it from the beginning.
+"""
+
+MODELS: dict[str, tuple[str, ...]] = {
+    "shipped-bus": ("block", "network", "console"),
+    "shipped-block": ("xenbus", "network", "console"),
+}
+"""For each design, the drivers that are the model's, in its design `disconnect`."""
 
 _CONTROLLER_PATH = bytes.fromhex("02010c00d041030a00000000 01010600 0002 7fff0400".replace(" ", ""))
-_XENBUS_NODE_OFFSET = 144  # of XENBUS_PROTOCOL.Node
-_NAME_MAX = 64
 
 
 class CannotStart(ImageError):  # noqa: N818 - named for what it says
@@ -99,8 +115,12 @@ class GuestWorld(PlatformWorld):
         core = self.core = Core(self.trace, failures)
         core.events.order = scenario.order
         self.machine = machine
+        self._fault = faulty("")
+        self._design = DESIGNS["disconnect"]
+        self._models = MODELS.get(scenario.design, ())
+        self._drivers = {}
         self.platform: GuestPlatform = GuestPlatform(
-            self.machine, self.trace, failures, scenario.reconnection, scenario.devices
+            machine, self.trace, failures, scenario.reconnection, scenario.devices, "block" not in self._models
         )
         core.idle = self.platform.step
         self.machine.spinning = self.platform.step
@@ -117,6 +137,13 @@ class GuestWorld(PlatformWorld):
         self.thunks = Thunks(core, convention, self._memory, self.images)
         if not scenario.reconnection:
             self.thunks.before = self.platform.look
+        self._lay_outs: dict[str, Callable[[int, BootServices], None]] = {}
+        if "xenbus" in self._models:
+            self._lay_outs[guids.XENBUS_PROTOCOL] = XenBusInterface(self.thunks).lay_out
+        elif self._models:
+            self.thunks.views[guids.XENBUS_PROTOCOL] = lambda interface, agent: GuestXenBus(
+                self.images, self.platform, interface, self._services_of_manager
+            )
         self._request_page = self._memory.reserve(PAGE, PAGE)
         self._lay_out(hypercalls.address)
 
@@ -130,7 +157,14 @@ class GuestWorld(PlatformWorld):
         install(0, PCD_PROTOCOL, self.thunks.pcd)
         path = core.place(memory.place(_CONTROLLER_PATH), _CONTROLLER_PATH)
         self._controller = install(0, guids.DEVICE_PATH_PROTOCOL, path)
-        install(self._controller, guids.XENIO_PROTOCOL, memory.place(struct.pack("<Q", GRANT_TABLE_ADDRESS)))
+        if "xenio" in self._sources:
+            device = PciIoInterface(self.thunks, xen_platform_device())
+            install(self._controller, guids.PCI_IO_PROTOCOL, device.address)
+        else:
+            xenio = memory.place(struct.pack("<Q", GRANT_TABLE_ADDRESS))
+            install(self._controller, guids.XENIO_PROTOCOL, core.place(xenio, XenIo(GRANT_TABLE_ADDRESS)))
+        for name in self._models:
+            self._install(name, core.handles.setup_driver)
         for name, image in self._sources.items():
             try:
                 self._install_image(name, lambda agent: load(core, agent))
@@ -162,17 +196,12 @@ class GuestWorld(PlatformWorld):
 
     # ---- operations that differ -----------------------------------------------------------------------------------
 
-    def _connect(self, controller: str, driver: str, recursive: bool) -> None:
-        images = () if driver == "any" else (self._image(driver).handle,)
-        self.firmware.connect_controller(self._handle(controller), images, None, recursive)
-
-    def _disconnect(self, controller: str, driver: str, child: str) -> None:
-        handle = self._handle(controller)
-        binding = 0 if driver == "any" else self._image(driver).handle
-        self.firmware.disconnect_controller(handle, binding, 0 if child == "all" else self._handle(child))
-
     def _request(self, index: int) -> None:
         """Read the first sector through the Block I/O protocol (UEFI 2.10 §13.9)."""
+        devices = self.platform.devices
+        if index < len(devices) and devices[index].kind in self._drivers:
+            super()._request(index)
+            return
         handle = self._handle(f"child-{index}")
         block_io = self.core.handles.interface_of(handle, guids.BLOCK_IO_PROTOCOL)
         if block_io is None:
@@ -187,12 +216,18 @@ class GuestWorld(PlatformWorld):
             raise EfiError(status)
 
     def _unload(self, name: str) -> None:
+        if name in self._models:
+            super()._unload(name)
+            return
         image = self._image(name)
         self.firmware.unload_image(image.handle)
         image.remove()
         del self._loaded[name]
 
     def _load(self, name: str) -> None:
+        if name in self._models:
+            super()._load(name)
+            return
         if name in self._loaded:
             raise SkippedError("the driver is loaded")
         if name not in self._sources:
@@ -240,17 +275,34 @@ class GuestWorld(PlatformWorld):
     def _handle(self, name: str) -> int:
         if name == "bus":
             return self._controller
-        node = self._node(int(name.removeprefix("child-"))).encode()
+        node = self._node(int(name.removeprefix("child-")))
         handles = self.core.handles
         for handle in handles.handles_with(guids.XENBUS_PROTOCOL):
             interface = handles.interface_of(handle, guids.XENBUS_PROTOCOL)
-            if interface and self._text(self.machine.u64(interface + _XENBUS_NODE_OFFSET)) == node:
+            if interface and text_at(self.machine, self.machine.u64(interface + NODE)) == node:
                 return handle
         raise SkippedError("the bus has no such child")
 
-    def _text(self, address: int) -> bytes:
-        """The text at an address, up to its NUL."""
-        return self.machine.read(address, _NAME_MAX).partition(b"\0")[0]
+    def _binding_handle(self, name: str) -> int:
+        return super()._binding_handle(name) if name in self._models else self._image(name).handle
+
+    def _services_of(self, agent: str) -> BootServices:
+        return ModelServices(self.core, agent, self.thunks.heap, self._lay_outs)
+
+    def _services_of_manager(self, interface: int) -> BootServices:
+        """The services of the model's driver that manages a child of the guest's bus."""
+        handles = self.core.handles
+        for handle in handles.handles_with(guids.XENBUS_PROTOCOL):
+            if handles.interface_of(handle, guids.XENBUS_PROTOCOL) == interface:
+                agents = [
+                    agent
+                    for agent, _, attributes, _ in handles.open_records(handle, guids.XENBUS_PROTOCOL)
+                    if attributes & BY_DRIVER
+                ]
+                for driver in self._drivers.values():
+                    if driver.driver_binding_handle in agents:
+                        return driver.services
+        return self.firmware
 
     def _image(self, name: str) -> GuestImage:
         image = self._loaded.get(name)

@@ -1,8 +1,8 @@
 """The Xen platform under guest drivers: hypercalls from guest code, and the shared pages in guest memory.
 
 * `GuestPlatform` is the platform of `reference_impl.xen` with its shared pages (xenstored's ring, shared info, grant
-  table) in memory that the guest sees wherever the physmap says. Its block backends speak the protocol of the shipped
-  driver (blkif, Xen's io/blkif.h), with data, where the front end is a guest.
+  table) in memory that the guest sees wherever the physmap says. Where the front ends of block devices are guests, their
+  backends speak the protocol of the shipped driver (blkif, Xen's io/blkif.h), with data.
 * `HypercallPage` is what OVMF's HOB points drivers to: 32 bytes for each hypercall, each leading to a trap that calls
   the hypercall of the same name in `reference_impl.xen.hypervisor`.
 * Some of what the model's drivers do by calling is, from a guest, only a change of memory: the older way to reset the
@@ -51,13 +51,23 @@ _INDICES = 2 * RING_SIZE
 
 
 class GuestPlatform(XenPlatform):
-    """The Xen platform of a guest's machine."""
+    """The Xen platform of a guest's machine.
 
-    __slots__ = ("_numbers", "_shown", "machine")
+    blkif  whether the front ends of block devices are guests
+    """
+
+    __slots__ = ("_numbers", "_shown", "blkif", "machine")
 
     def __init__(
-        self, machine: Machine, trace: Trace, failures: Failures, reconnection: bool, device_kinds: tuple[str, ...]
+        self,
+        machine: Machine,
+        trace: Trace,
+        failures: Failures,
+        reconnection: bool,
+        device_kinds: tuple[str, ...],
+        blkif: bool = True,
     ) -> None:
+        self.blkif = blkif
         super().__init__(trace, failures, reconnection, device_kinds)
         self.machine = machine
         self._numbers: dict[tuple[int, int], int] = {}  # (space, index) → page of the machine
@@ -106,18 +116,56 @@ class GuestPlatform(XenPlatform):
             if page[0] == 0xFF and not any(page[_INDICES : _INDICES + 16]) and page[: 2 * RING_SIZE] == _CLEARED:
                 ring.record_reset(agent, "cleared")
 
+    def hypercalls(self, agent: str) -> Hypercalls:
+        """The hypercalls as `agent` makes them. Guests see at once what they change."""
+        return _ShownHypercalls(self, agent)
+
     def _new_device(self, kind: str) -> Backend:
         device = super()._new_device(kind)
-        if kind != "block":
-            return device
-        block = BlockBackend(self, kind, int(device.path.rsplit("/", 1)[1]))
-        self.devices[-1] = block
-        self._by_path[block.path] = block
-        self.xenstored.observed[block.frontend_path + "/state"] = block.frontend_changed
-        return block
+        number = int(device.path.rsplit("/", 1)[1])
+        backend = BlockBackend if kind == "block" and self.blkif else GuestBackend
+        device = self.devices[-1] = self._by_path[device.path] = backend(self, kind, number)
+        self.xenstored.observed[device.frontend_path + "/state"] = device.frontend_changed
+        return device
 
 
-class BlockBackend(Backend):
+class _ShownHypercalls(Hypercalls):
+    """Hypercalls of a guest's machine."""
+
+    __slots__ = ("_platform",)
+
+    def __init__(self, platform: GuestPlatform, agent: str) -> None:
+        super().__init__(platform, agent)
+        self._platform = platform
+
+    def add_to_physmap(self, space: int, index: int, gfn: int) -> None:
+        """Place a page of the hypervisor where the guest can see it."""
+        super().add_to_physmap(space, index, gfn)
+        self._platform.show_physmap()
+
+    def remove_from_physmap(self, gfn: int) -> None:
+        """Take such a page away."""
+        super().remove_from_physmap(gfn)
+        self._platform.show_physmap()
+
+
+class GuestBackend(Backend):
+    """A backend whose front end may have granted its pages by writing to memory."""
+
+    __slots__ = ()
+
+    def _connect(self) -> bool:
+        if not super()._connect():
+            return False
+        table = self._platform.grant_table
+        for reference in self._references:
+            # Nobody told whose the entry is, if a guest has written it itself: it belongs to who owns the table.
+            mapping = table.mapped[reference]
+            mapping.owner = mapping.owner or table.user
+        return True
+
+
+class BlockBackend(GuestBackend):
     """A block backend that speaks blkif with guests, and the model's own short form with the operating system.
 
     sectors  what was written, by sector; the rest of the disk tells its own number in every sector
@@ -132,14 +180,7 @@ class BlockBackend(Backend):
 
     def _connect(self) -> bool:
         self._consumed = self._produced = 0
-        if not super()._connect():
-            return False
-        table = self._platform.grant_table
-        for reference in self._references:
-            # The guest has written the entry itself, so nobody told whose it is: it belongs to who owns the table.
-            mapping = table.mapped[reference]
-            mapping.owner = mapping.owner or table.user
-        return True
+        return super()._connect()
 
     def _serve(self) -> None:
         if self.frontend_agent == OPERATING_SYSTEM or not self._frames:
@@ -246,7 +287,6 @@ class HypercallPage:
             calls.remove_from_physmap(machine.u64(argument + 8))
         else:
             return ENOSYS
-        self._platform.show_physmap()
         return 0
 
     def _event_channel_op(self, calls: Hypercalls, operation: int, argument: int) -> int:

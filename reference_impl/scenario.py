@@ -38,6 +38,9 @@ DESIGNS: dict[str, Design] = {
         "the counter-proposal: AddReference, RemoveReference(HandOffToOs); the last one resets the connection",
     ),
     "shipped": Design("efi-image", "the XenBusDxe and XenPvBlkDxe that ship, as binaries"),
+    "shipped-bus": Design("efi-image", "the XenBusDxe that ships, with device drivers of the model"),
+    "shipped-block": Design("efi-image", "the XenPvBlkDxe that ships, on the bus of the model"),
+    "shipped-pci": Design("efi-image", "XenIoPciDxe, XenBusDxe and XenPvBlkDxe that ship, from the PCI device on"),
 }
 
 ENVIRONMENTS: dict[str, str] = {

@@ -115,12 +115,12 @@ class PlatformWorld:
     # ---- operations -----------------------------------------------------------------------------------------------
 
     def _connect(self, controller: str, driver: str, recursive: bool) -> None:
-        images = () if driver == "any" else (self._driver(driver).driver_binding_handle,)
+        images = () if driver == "any" else (self._binding_handle(driver),)
         self.firmware.connect_controller(self._handle(controller), images, None, recursive)
 
     def _disconnect(self, controller: str, driver: str, child: str) -> None:
         handle = self._handle(controller)
-        binding = 0 if driver == "any" else self._driver(driver).driver_binding_handle
+        binding = 0 if driver == "any" else self._binding_handle(driver)
         self.firmware.disconnect_controller(handle, binding, 0 if child == "all" else self._handle(child))
 
     def _request(self, index: int) -> None:
@@ -171,7 +171,7 @@ class PlatformWorld:
 
     def _install(self, name: str, install: Callable[[str, Driver], int]) -> None:
         agent = BUS_AGENT if name == "xenbus" else DEVICES[name].agent
-        services = BootServices(self.core, agent)
+        services = self._services_of(agent)
         driver: Driver
         if name == "xenbus":
             driver = self._fault.bus_driver(services, self.platform, self._design, self._fault.bus)
@@ -182,6 +182,10 @@ class PlatformWorld:
         assert image is not None
         image.unload = driver.unload
         self._drivers[name] = driver
+
+    def _services_of(self, agent: str) -> BootServices:
+        """The boot services table of a driver in Python."""
+        return BootServices(self.core, agent)
 
     def _allocate(self, pages: int) -> None:
         address = self.loader.allocate_pages(0, 2, pages, 0)
@@ -225,6 +229,10 @@ class PlatformWorld:
         if index >= len(devices):
             raise SkippedError("there is no such device")
         return devices[index].path
+
+    def _binding_handle(self, name: str) -> int:
+        """Where a driver's binding is: what ConnectController and DisconnectController take."""
+        return self._driver(name).driver_binding_handle
 
     def _driver(self, name: str) -> Driver:
         driver = self._drivers.get(name)

@@ -62,7 +62,7 @@ class Grants:
         self._free: list[int] = []  # given back; behind `_next` none has been used yet
         self._next = RESERVED
 
-    def grant(self, domain: int, frame: int) -> int:
+    def grant(self, domain: int, frame: int, readonly: bool = False) -> int:
         """Let `domain` use the page `frame`; the reference. Raises EfiError(OUT_OF_RESOURCES) where none is left."""
         services = self._services
         old = services.raise_tpl(TPL_NOTIFY)
@@ -75,7 +75,7 @@ class Grants:
         if reference >= GRANT_ENTRIES:
             self._next = GRANT_ENTRIES
             raise EfiError(EfiStatus.OUT_OF_RESOURCES)
-        self._platform.grant_table.grant(services.agent, reference, domain, frame)
+        self._platform.grant_table.grant(services.agent, reference, domain, frame, readonly)
         return reference
 
     def end(self, reference: int) -> bool:

@@ -166,7 +166,7 @@ class FrontEnd:
                 io.write("event-channel", str(self._port), transaction)
                 for name, value in kind.written_nodes:
                     io.write(name, value, transaction)
-                self._go_to(CONNECTED, transaction)
+                io.set_state(CONNECTED, transaction)
             except EfiError:
                 self._attempt(io.end_transaction, transaction, False)
                 raise
@@ -186,17 +186,8 @@ class FrontEnd:
             return
         self._introduced = False
         for own, peer_followed in self.way_back:
-            self._attempt(self._go_to, own)
+            self._attempt(self.io.set_state, own)
             self._wait_for_peer(peer_followed, self._closing_peer_state, at_exit)
-
-    def _go_to(self, state: int, transaction: int = 0) -> None:
-        """XenBusSetState: look at the own state first, and write only what is not there yet."""
-        try:
-            known = self.io.read("state", transaction)
-        except EfiError:
-            known = ""  # the shipped driver gives up here
-        if known != str(state):
-            self.io.write("state", str(state), transaction)
 
     def _wait_for_peer(
         self, enough: Callable[[int], bool], peer_state: Callable[[], int], at_exit: bool = False

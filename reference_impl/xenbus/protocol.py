@@ -53,7 +53,20 @@ class XenBusProtocol:
 
     def write(self, name: str, value: str, transaction: int = 0) -> None:
         """XsPrintf: set a node of the device."""
-        self._bus.store.write(f"{self.node}/{name}", value, transaction)
+        self.write_in(self.node, name, value, transaction)
+
+    def write_in(self, directory: str, name: str, value: str, transaction: int = 0) -> None:
+        """XsPrintf: set a node of any directory."""
+        self._bus.store.write(f"{directory}/{name}", value, transaction)
+
+    def set_state(self, state: int, transaction: int = 0) -> None:
+        """SetState: look at the own state first, and write only what is not there yet."""
+        try:
+            known = self.read("state", transaction)
+        except EfiError:
+            known = ""  # the shipped driver gives up here
+        if known != str(state):
+            self.write("state", str(state), transaction)
 
     def remove(self, name: str) -> None:
         """XsRemove: remove a node of the device."""
@@ -67,6 +80,10 @@ class XenBusProtocol:
         """XsTransactionEnd: EFI_NOT_READY where a conflict asks for another try."""
         self._bus.store.end_transaction(transaction, commit)
 
+    def watch(self, name: str) -> Watch:
+        """RegisterWatch: a watch on a node of the device."""
+        return self._bus.store.watch(f"{self.node}/{name}")
+
     def watch_backend(self, name: str) -> Watch:
         """RegisterWatchBackend: a watch on a node of the peer."""
         return self._bus.store.watch(f"{self.backend}/{name}")
@@ -79,18 +96,18 @@ class XenBusProtocol:
         """WaitForWatch: whether the watch fired. Not for ExitBootServices notifications."""
         return self._bus.store.wait_for_watch(watch)
 
-    def grant(self, frame: int) -> int:
-        """GrantAccess: lets the peer use a page; the grant reference."""
-        return self._bus.grants.grant(self.backend_id, frame)
+    def grant(self, frame: int, domain: int | None = None, readonly: bool = False) -> int:
+        """GrantAccess: lets the peer (or another domain) use a page; the grant reference."""
+        return self._bus.grants.grant(self.backend_id if domain is None else domain, frame, readonly)
 
     def end_grant(self, reference: int) -> bool:
         """GrantEndAccess: False where the peer still uses the page."""
         return self._bus.grants.end(reference)
 
-    def allocate_event_channel(self) -> int:
-        """EventChannelAllocate: a port that the peer can bind to."""
+    def allocate_event_channel(self, domain: int | None = None) -> int:
+        """EventChannelAllocate: a port that the peer (or another domain) can bind to."""
         try:
-            return self._bus.hypercalls.event_channel_alloc_unbound(self.backend_id)
+            return self._bus.hypercalls.event_channel_alloc_unbound(self.backend_id if domain is None else domain)
         except HypercallError:
             raise EfiError(EfiStatus.DEVICE_ERROR) from None
 
