@@ -6,7 +6,7 @@ length.
 
     version                                 selects a grammar
     world, design, environment              one byte each
-    number of switches, then one byte each
+    number of switches, then one byte each  both count in a world that has a hostile environment, and switches only in it
     fault                                   0 is none
     reconnection                            even is true
     number of devices, then one byte each
@@ -30,6 +30,7 @@ from reference_impl.faulty import FAULTS
 from reference_impl.scenario import (
     DEVICE_KINDS,
     ENVIRONMENTS,
+    MACHINES,
     MAX_DEVICES,
     MAX_IMAGES,
     MAX_OPERATIONS,
@@ -140,12 +141,13 @@ def _decode_1(data: bytes) -> Scenario:
     world = _WORLDS[data[1] % len(_WORLDS)]
     designs = _DESIGNS[world]
     design = designs[data[2] % len(designs)]
-    environment = _ENVIRONMENTS[data[3] % len(_ENVIRONMENTS)]
+    environment = _ENVIRONMENTS[data[3] % len(_ENVIRONMENTS) if world in MACHINES else 0]
     at = 5
     switches: tuple[str, ...] = ()
     count = data[4] % (len(_SWITCHES) + 1)
     if count:
-        switches = tuple(sorted({_SWITCHES[byte % len(_SWITCHES)] for byte in data[at : at + count]}))
+        if environment != "conforming":
+            switches = tuple(sorted({_SWITCHES[byte % len(_SWITCHES)] for byte in data[at : at + count]}))
         at += count
     fault = _FAULTS[data[at] % len(_FAULTS)]
     reconnection = not data[at + 1] & 1

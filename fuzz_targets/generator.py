@@ -7,7 +7,8 @@ leaves.
 Two ideas keep them from looking alike:
 
 - Swarm testing: each scenario switches whole kinds of operation off, and picks the few calls that its failures and raw
-  calls concentrate on. A mixture of everything, every time, seldom gets deep into anything.
+  calls concentrate on; a hostile one has a few of the environment's switches on. A mixture of everything, every time,
+  seldom gets deep into anything.
 - Numbers are skewed, not uniform: a failure hits the first calls most often, with a long tail; sequences are short,
   with a long tail.
 
@@ -32,13 +33,15 @@ from reference_impl.scenario import (
     OPERATIONS,
     ORDER_EDK2,
     ORDER_FIFO,
+    SWITCHES,
     Blob,
     Field,
     Operation,
     Scenario,
     canonical_order,
+    kinds_permitted,
     operation,
-    operations_of,
+    values_permitted,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +85,12 @@ _PLATFORM_WEIGHTS = {
     "load": 2,
     "allocate": 2,
     "free": 1,
+    "third-party": 10,
+    "without-handler": 3,
+    "tear-out": 2,
+    "vanish": 4,
+    "peer": 4,
+    "store": 1,
 }
 
 PROFILES: dict[str, Profile] = {
@@ -150,16 +159,34 @@ _FAILURES_OF: dict[str, tuple[str, ...]] = {
 }
 
 
-def generate(rng: Random, target: Target, design: str, fault: str = "") -> Scenario:
-    """A new valid scenario for `target`, with this design and this seeded fault."""
+SWITCH_SHARE = 0.25
+"""How likely each switch is to be on in a hostile scenario; one always is."""
+
+
+def generate(
+    rng: Random,
+    target: Target,
+    design: str,
+    fault: str = "",
+    environment: str = "conforming",
+    switches: tuple[str, ...] = tuple(SWITCHES),
+) -> Scenario:
+    """A new valid scenario for `target`, with this design and this seeded fault.
+
+    In the hostile environment some of `switches` are on.
+    """
     profile = target.profile
-    swarm = Swarm(rng, target.world, profile)
+    on = random_switches(rng, switches) if environment == "hostile" else ()
+    swarm = Swarm(rng, target.world, profile, on)
     operations: list[Operation] = []
     if target.world in MACHINES:
         devices = random_devices(rng, profile)
         # What is armed or slowed down first hits the very first start.
         while rng.random() < 0.25:
             operations.append(swarm.fail() if rng.random() < 0.6 else random_operation(rng, "backend"))
+        # A hook's place among the notifications is decided by when it is made: before all drivers, or after.
+        while swarm.hostile and rng.random() < 0.4:
+            operations.append(random_operation(rng, rng.choice(swarm.hostile), target.world, on))
         if rng.random() < profile.connect:
             operations.append(operation("connect"))
         operations += swarm.body(profile.body_mean)
@@ -167,6 +194,8 @@ def generate(rng: Random, target: Target, design: str, fault: str = "") -> Scena
         return Scenario(
             world=target.world,
             design=design,
+            environment=environment,
+            switches=on,
             fault=fault,
             reconnection=rng.random() < 0.8,
             devices=devices,
@@ -186,15 +215,21 @@ def generate(rng: Random, target: Target, design: str, fault: str = "") -> Scena
 
 
 class Swarm:
-    """The choices that one scenario sticks to: which kinds of operation it has, and which calls it aims at."""
+    """The choices that one scenario sticks to: which kinds of operation it has, and which calls it aims at.
 
-    def __init__(self, rng: Random, world: str, profile: Profile) -> None:
+    hostile  the kinds that its switches permit beyond those of the conforming environment; it has them all
+    """
+
+    def __init__(self, rng: Random, world: str, profile: Profile, switches: tuple[str, ...] = ()) -> None:
         self.rng = rng
         self.world = world
-        kinds = operations_of(world)
+        self.switches = switches
+        kinds = kinds_permitted(world, ())
+        self.hostile = [kind for kind in kinds_permitted(world, switches) if kind not in kinds]
         # One time in eight everything is on: some bugs need many kinds together.
         everything = rng.random() < 0.125
         self.kinds = [kind for kind in kinds if everything or rng.random() < 0.5] or [rng.choice(kinds)]
+        self.kinds += self.hostile
         self.weights = [profile.weights.get(kind, 1) for kind in self.kinds]
         self.failing = [random_failing_call(rng, world) for _ in range(rng.randint(1, 3))]
         self.services = rng.sample(CORE_CALLS, rng.randint(2, 10)) if world == "core" else []
@@ -209,7 +244,7 @@ class Swarm:
             elif kind == "call":
                 steps.append(self.call())
             else:
-                steps.append(random_operation(self.rng, kind, self.world))
+                steps.append(random_operation(self.rng, kind, self.world, self.switches))
         return steps
 
     def fail(self) -> Operation:
@@ -222,14 +257,14 @@ class Swarm:
         return Operation("call", (service, *[_selector(self.rng) for _ in range(5)]))
 
 
-def random_operation(rng: Random, kind: str, world: str = "platform") -> Operation:
-    """An operation of this kind, its fields filled independently, simple values preferred."""
+def random_operation(rng: Random, kind: str, world: str = "platform", switches: tuple[str, ...] = ()) -> Operation:
+    """An operation of this kind that these switches permit, its fields filled independently, simple values preferred."""
     if kind == "fail":
         return _failure_of(random_failing_call(rng, world), rng)
     # The bus and all of it, half of the time: one child restarts a device, the bus restarts everything.
     if kind in ("connect", "disconnect") and rng.random() < 0.5:
         return operation(kind)
-    return Operation(kind, tuple(random_value(rng, kind, field) for field in OPERATIONS[kind].fields))
+    return Operation(kind, tuple(random_value(rng, kind, field, switches) for field in OPERATIONS[kind].fields))
 
 
 def random_failing_call(rng: Random, world: str) -> str:
@@ -241,11 +276,13 @@ def _failure_of(call: str, rng: Random) -> Operation:
     return Operation("fail", (rng.choice(_FAILURES_OF[call]), random_nth(rng)))
 
 
-def random_value(rng: Random, kind: str, field: Field) -> Any:
-    """A value for one field of an operation of this kind."""
+def random_value(rng: Random, kind: str, field: Field, switches: tuple[str, ...] = ()) -> Any:
+    """A value for one field of an operation of this kind; the field has one that these switches permit."""
     if isinstance(field, Blob):
         return _random_bytes(rng, field.size_max)
-    if kind == "fail" and field.name == "nth":
+    if field.needs:
+        return rng.choice(values_permitted(field, switches))
+    if field.name == "nth":
         return random_nth(rng)
     if kind == "call" and field.name != "service":
         return _selector(rng)
@@ -264,6 +301,11 @@ def random_nth(rng: Random) -> int:
     if bits < 0.5:
         return rng.randint(1, 4)
     return rng.randint(1, 20) if bits < 0.8 else rng.randint(1, 128)
+
+
+def random_switches(rng: Random, switches: tuple[str, ...]) -> tuple[str, ...]:
+    """Some of these switches, at least one, sorted."""
+    return tuple(sorted({*(name for name in switches if rng.random() < SWITCH_SHARE), rng.choice(switches)}))
 
 
 def random_devices(rng: Random, profile: Profile) -> tuple[str, ...]:
@@ -285,6 +327,8 @@ def random_order(rng: Random, profile: Profile) -> str | tuple[int, ...]:
 def _leaving(rng: Random, profile: Profile, swarm: Swarm) -> list[Operation]:
     """The end of a scenario: attempts to exit, and what the loader does between them."""
     attempts = rng.choices(range(len(profile.exits)), profile.exits)[0]
+    if "early-notifications" in swarm.switches and rng.random() < 0.5:
+        attempts += 1
     steps: list[Operation] = []
     for attempt in range(attempts):
         if attempt:

@@ -28,11 +28,13 @@ from reference_impl.scenario import (
     OPERATIONS,
     ORDER_EDK2,
     ORDER_FIFO,
+    SWITCHES,
     Blob,
+    Choice,
     Operation,
     Scenario,
     canonical_order,
-    operations_of,
+    kinds_permitted,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,9 @@ LENGTH_MAX = 24
 ARCHIVE_SHARE = 0.4
 """How often the input to be changed comes from the archive of states instead of from libFuzzer's corpus."""
 
+SWITCH_SHARE = 0.06
+"""How often a change of a hostile scenario turns a switch on or off."""
+
 GENERATE_SHARE = 0.1
 """How often a mutation is a wholly new scenario."""
 
@@ -57,11 +62,13 @@ GENERATE_SHARE = 0.1
 
 
 def mutate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
-    """A scenario near to `scenario`: one change most often, up to five. World, design and fault stay."""
+    """A scenario near to `scenario`: one change most often, up to five. World, design, environment and fault stay."""
     for _ in range(5):
         # Insertion and mixture make scenarios longer all the time; a long one runs slowly and says little more.
         long = len(scenario.operations) > LENGTH_LIKED and rng.random() < 0.5
         change = _delete if long else rng.choices(_CHANGES, _WEIGHTS)[0]
+        if scenario.environment == "hostile" and rng.random() < SWITCH_SHARE:
+            change = _switches
         scenario = change(scenario, rng, target)
         if rng.random() < 0.75:
             break
@@ -147,7 +154,7 @@ def _argument(scenario: Scenario, rng: Random, target: Target) -> Scenario:
         # A neighbour: for numbers that count something, one more or one less is the interesting change.
         value = field.values[(field.values.index(old) + rng.choice((-1, 1))) % len(field.values)]
     else:
-        value = random_value(rng, kind, field)
+        value = random_value(rng, kind, field, tuple(SWITCHES))
     steps[index] = Operation(kind, (*arguments[:place], value, *arguments[place + 1 :]))
     return scenario.with_operations(steps)
 
@@ -156,7 +163,7 @@ def _splice(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     steps = list(scenario.operations)
     at = rng.randint(0, len(steps))
     gone = at + (rng.randint(0, 4) if rng.random() < 0.5 else 0)
-    steps[at:gone] = Swarm(rng, scenario.world, target.profile).body(3)
+    steps[at:gone] = Swarm(rng, scenario.world, target.profile, scenario.switches).body(3)
     return scenario.with_operations(steps[:MAX_OPERATIONS])
 
 
@@ -181,6 +188,29 @@ def _reconnection(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     return replace(scenario, reconnection=not scenario.reconnection)
 
 
+def _switches(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+    """One switch of the hostile environment, on or off. What it permits comes with it."""
+    name = rng.choice(tuple(SWITCHES))
+    if name in scenario.switches:
+        return replace(scenario, switches=tuple(other for other in scenario.switches if other != name))
+    scenario = replace(scenario, switches=tuple(sorted((*scenario.switches, name))))
+    news = [
+        kind
+        for kind in kinds_permitted(scenario.world, scenario.switches)
+        if name in (OPERATIONS[kind].needs, *(need for field in _choices(kind) for need in field.needs.values()))
+    ]
+    if not news:
+        return scenario
+    steps = list(scenario.operations)
+    step = random_operation(rng, rng.choice(news), scenario.world, scenario.switches)
+    steps.insert(rng.randint(0, len(steps)), step)
+    return scenario.with_operations(steps[:MAX_OPERATIONS])
+
+
+def _choices(kind: str) -> list[Choice]:
+    return [field for field in OPERATIONS[kind].fields if isinstance(field, Choice)]
+
+
 def _devices(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     devices = list(scenario.devices)
     dice = rng.random()
@@ -196,9 +226,10 @@ def _devices(scenario: Scenario, rng: Random, target: Target) -> Scenario:
 
 
 def _new_operation(scenario: Scenario, rng: Random, target: Target) -> Operation:
-    kinds = operations_of(scenario.world)
+    kinds = kinds_permitted(scenario.world, scenario.switches)
     weights = target.profile.weights
-    return random_operation(rng, rng.choices(kinds, [weights.get(kind, 1) for kind in kinds])[0], scenario.world)
+    kind = rng.choices(kinds, [weights.get(kind, 1) for kind in kinds])[0]
+    return random_operation(rng, kind, scenario.world, scenario.switches)
 
 
 def _changed_bytes(data: bytes, rng: Random, size_max: int) -> bytes:
@@ -238,10 +269,12 @@ _WEIGHTS = tuple(_CHANGE_WEIGHTS.values())
 class Mutator:
     """The custom mutator and crossover of one campaign.
 
-    design, fault, images  what every scenario gets, or None: what its bytes say
-    archive                inputs by the state that they reach, where there is guidance
-    errors                 how many of our own errors were caught
-    failure                the last of them, until somebody takes it
+    design, fault, images, environment
+                   what every scenario gets, or None: what its bytes say
+    switches       those of the hostile environment that scenarios may have
+    archive        inputs by the state that they reach, where there is guidance
+    errors         how many of our own errors were caught
+    failure        the last of them, until somebody takes it
 
     `custom_mutator` and `custom_crossover` never raise. An exception there would hang the process: atheris prints a
     traceback, and libFuzzer waits for ever. So the error is kept in `failure`, the input goes on unchanged, and the
@@ -255,11 +288,16 @@ class Mutator:
         design: str | None = None,
         fault: str | None = None,
         images: tuple[str, ...] | None = None,
+        environment: str | None = None,
+        switches: tuple[str, ...] = tuple(SWITCHES),
     ) -> None:
         self.target = target
         self.design = design
         self.fault = fault
         self.images = images
+        self.environment = environment
+        self.switches = switches
+        self._allowed = frozenset(switches)
         self.archive: Archive | None = None
         self.errors = 0
         self.failure: Exception | None = None
@@ -287,10 +325,10 @@ class Mutator:
         scenario = self.pinned(codec.decode(data))
         if not target.mutates:
             design = rng.choice(target.designs) if self.design is None else self.design
-            return fitted(self.pinned(generate(rng, target, design, scenario.fault)), max_size)
+            return fitted(self._new(scenario, design), max_size)
         # An input too short to say anything is what libFuzzer begins with.
         if len(data) < 8 or rng.random() < GENERATE_SHARE:
-            return fitted(self.pinned(generate(rng, target, scenario.design, scenario.fault)), max_size)
+            return fitted(self._new(scenario, scenario.design), max_size)
         if self.archive is not None and rng.random() < ARCHIVE_SHARE:
             kept = self.archive.choose(rng)
             scenario = scenario if kept is None else self.pinned(codec.decode(kept))
@@ -309,15 +347,29 @@ class Mutator:
         return fitted(shortened(scenario, rng), max_size)
 
     def pinned(self, scenario: Scenario) -> Scenario:
-        """The scenario in the target's world, with the campaign's design, fault and images."""
+        """The scenario in the target's world, with what the campaign has fixed, and no switch that it does not permit."""
         if scenario.world != self.target.world:
             scenario = Scenario(self.target.world, self.target.default_design, fault=scenario.fault)
         design = scenario.design if self.design is None else self.design
         fault = scenario.fault if self.fault is None else self.fault
         images = scenario.images if self.images is None else self.images
-        if scenario.design != design or scenario.fault != fault or scenario.images != images:
-            return replace(scenario, design=design, fault=fault, images=images)
+        environment = scenario.environment if self.environment is None else self.environment
+        switches = scenario.switches
+        if environment == "conforming":
+            switches = ()
+        elif not self._allowed.issuperset(switches):
+            switches = tuple(name for name in switches if name in self._allowed)
+        fixed = (design, fault, images, environment, switches)
+        if fixed != (scenario.design, scenario.fault, scenario.images, scenario.environment, scenario.switches):
+            return replace(
+                scenario, design=design, fault=fault, images=images, environment=environment, switches=switches
+            )
         return scenario
+
+    def _new(self, scenario: Scenario, design: str) -> Scenario:
+        """A wholly new scenario, in the environment and with the fault of `scenario`."""
+        made = generate(self._rng, self.target, design, scenario.fault, scenario.environment, self.switches)
+        return self.pinned(made)
 
     def _caught(self, error: Exception, data: bytes, max_size: int) -> bytes:
         self.errors += 1

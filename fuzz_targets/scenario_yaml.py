@@ -30,6 +30,7 @@ from reference_impl.scenario import (
     DEVICE_KINDS,
     ENVIRONMENTS,
     IMAGE_SIZE_MAX,
+    MACHINES,
     MAX_DEVICES,
     MAX_IMAGES,
     MAX_OPERATIONS,
@@ -181,9 +182,12 @@ class _Reader:
         if "images" in entries:
             values["images"] = self._images(entries["images"], world)
         if "environment" in entries:
-            values["environment"] = self._name(entries["environment"], "environment", ENVIRONMENTS)
+            known = ENVIRONMENTS if world in MACHINES else ("conforming",)
+            values["environment"] = self._name(entries["environment"], "environment", known)
         if "switches" in entries:
             values["switches"] = self._switches(entries["switches"])
+            if values["switches"] and values.get("environment", "conforming") == "conforming":
+                self._fail(entries["switches"], "switches", "the conforming environment has none")
         if "fault" in entries:
             values["fault"] = self._name(entries["fault"], "fault", FAULTS)
         if "reconnection" in entries:

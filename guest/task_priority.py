@@ -5,7 +5,8 @@ nothing else, it never leaves guest code and leaves no record; the TPL that ever
 all the same. A call goes to the service in Python, and is recorded there, where it means more than that:
 
 * RaiseTPL to a lower TPL than the current one, or above TPL_HIGH_LEVEL;
-* RestoreTPL to a higher one, or with notifications waiting that the lower TPL lets run;
+* RestoreTPL to a higher one, or with notifications waiting that the lower TPL lets run, or where somebody looks at every
+  drop of the TPL (a hostile environment);
 * any of them after ExitBootServices, when no service is there any more.
 
 The machine says when control passes from guest code to Python and back; the number is carried over there.
@@ -27,6 +28,7 @@ _ENTERING = struct.Struct(
 )  # TPL, a bit for each TPL at which notifications wait, highest TPL to be raised to here
 _TPL = struct.Struct("<Q")
 _COUNT = _CELLS + 24
+_ALL_TPLS = (1 << 64) - 1
 _RUNTIME = int(Phase.RUNTIME)
 
 
@@ -80,7 +82,8 @@ class TaskPriority:
     def _entered(self) -> None:
         trace = self._trace
         limit = 0 if trace.phase == _RUNTIME else TPL_HIGH_LEVEL
-        _ENTERING.pack_into(self._machine.ram, _CELLS, trace.tpl, self._events.pending, limit)
+        pending = self._events.pending if self._events.on_drop is None else _ALL_TPLS
+        _ENTERING.pack_into(self._machine.ram, _CELLS, trace.tpl, pending, limit)
 
     def _left(self) -> None:
         (self._trace.tpl,) = _TPL.unpack_from(self._machine.ram, _CELLS)

@@ -126,6 +126,7 @@ class GuestWorld(PlatformWorld):
         self.machine.spinning = self.platform.step
         self.firmware = BootServices(core, "firmware")
         self.loader = BootServices(core, "os-loader")
+        self._set_up_environment()
         self._loader_pages = []
         self._sources = drivers
         self._loaded: dict[str, GuestImage] = {}
@@ -214,6 +215,12 @@ class GuestWorld(PlatformWorld):
         status = self.core.enter(agent, "ReadBlocks", arguments[1:4], self.images.enter, read, *arguments)
         if status:
             raise EfiError(status)
+
+    def _without_handler(self, name: str) -> None:
+        raise SkippedError("an image prepares what it prepares")
+
+    def _tear_out(self, name: str) -> None:
+        raise SkippedError("an image that is gone cannot be entered, and nothing here tells whose fault that is")
 
     def _unload(self, name: str) -> None:
         if name in self._models:

@@ -21,7 +21,17 @@ from __future__ import annotations
 from typing import Any
 
 from oracles.finding import Finding, Rule
-from oracles.reading import PLATFORM_AGENTS, Reading, answer, circumstances, start_of, tpl_name, type_of
+from oracles.reading import (
+    PLATFORM_AGENTS,
+    THIRD_PARTY,
+    Reading,
+    answer,
+    circumstances,
+    notifier_of,
+    start_of,
+    tpl_name,
+    type_of,
+)
 from reference_impl.trace import Kind, Phase, RecordTuple
 
 ORACLE = "hand-over"
@@ -63,6 +73,8 @@ def check(reading: Reading) -> list[Finding]:
                 store_failed = True
             elif rule == "device" and store_failed and not responsible:
                 continue  # without a store no device is reached: that is the store's finding, and nobody else's fault
+            if responsible and responsible in PLATFORM_AGENTS:
+                continue
             place = f" ({', '.join(map(str, arguments))})" if arguments else ""
             seen = f"The operating system cannot take over {name}{place}: {status}."
             findings.append(_finding(rule, responsible or "firmware", subject, step, seen))
@@ -91,8 +103,15 @@ def _rule_and_subject(name: str, arguments: tuple[Any, ...]) -> tuple[str, str]:
 
 
 def _who_moved_the_map(records: list[RecordTuple]) -> str:
-    """Whose call moved the memory map first, after the key was checked; "" where the trace does not tell."""
-    for record in records[start_of(records, _EXIT) :]:
+    """Whose call moved the memory map first, after the key was checked; "" where the trace does not tell.
+
+    Inside a third party's notification everything is its doing.
+    """
+    mover = ""
+    for step in range(start_of(records, _RUNTIME) - 1, -1, -1):
+        record = records[step]
+        if record[4] != _EXIT:
+            break
         if record[0] == _MAP_KEY:
-            return record[1]
-    return ""
+            mover = THIRD_PARTY if notifier_of(records, step) == THIRD_PARTY else record[1]
+    return mover

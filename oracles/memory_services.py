@@ -5,13 +5,15 @@ services, directly or indirectly, since that could move the memory map that the 
 the use, not whether the map really moved: a pool call that is served from pages at hand breaks the rule as well.
 In EFI_EVENT_GROUP_BEFORE_EXIT_BOOT_SERVICES all of it is allowed (§7.1.2); so it is in every other phase.
 
-Three things are told apart:
+Four things are told apart:
 
 * A *direct call* is a memory service called by driver code, at any depth: in Stop(), which runs in
   DisconnectController(), which the bus calls in its notification, it is still the call of the driver that is stopped.
   A call that fails is a call all the same: whether memory was left does not make it right.
 * A service *allocates inside* where the core allocates for itself in it. It belongs to whoever called that service.
   A service that asked for memory and was refused counts as well.
+* What runs inside the notification of a third party (a hostile environment) is that party's indirect use: a Stop() that it
+  causes does not choose when it runs.
 * A service that only *frees inside* is a note. Closing an event in its own notification is expressly legal (§7.1.3),
   and nothing can go wrong with the others but that the map moves.
 """
@@ -19,7 +21,7 @@ Three things are told apart:
 from __future__ import annotations
 
 from oracles.finding import Finding, Rule
-from oracles.reading import PLATFORM_AGENTS, Reading, answer, circumstances, start_of, tpl_name
+from oracles.reading import PLATFORM_AGENTS, THIRD_PARTY, Reading, answer, circumstances, start_of, tpl_name
 from reference_impl.trace import Kind, Phase, RecordTuple
 from reference_impl.uefi.status import EfiStatus
 
@@ -52,7 +54,8 @@ ALLOCATING_SERVICES = frozenset(
 """Services that allocate inside edk2's core. Only where one of these answers EFI_OUT_OF_RESOURCES is it sure that it
 asked for memory itself, and does not hand on what a driver's Start() or an image answered."""
 
-_SERVICE, _CORE_MEMORY = int(Kind.SERVICE), int(Kind.CORE_MEMORY)
+_SERVICE, _CORE_MEMORY, _ENTRY = int(Kind.SERVICE), int(Kind.CORE_MEMORY), int(Kind.ENTRY)
+_NOWHERE = -1
 _EXIT, _RUNTIME = int(Phase.EXIT), int(Phase.RUNTIME)
 
 
@@ -63,10 +66,19 @@ def check(reading: Reading) -> list[Finding]:
     calls: dict[int, int] = {}  # depth → the last service call at that depth
     allocating: set[int] = set()  # calls in which the core allocated
     freeing: dict[int, tuple[int, str, str]] = {}  # call → the first thing that the core freed in it
+    third = _NOWHERE  # depth of the third party's notification that runs now
 
     for index in range(start_of(records, _EXIT), start_of(records, _RUNTIME)):
         record = records[index]
         kind = record[0]
+        if record[4] != _EXIT:
+            continue  # between the attempts of a core that notifies in each of them
+        if kind == _ENTRY and record[5] == "Notify":
+            third = record[3] if record[1] == THIRD_PARTY else _NOWHERE
+        elif record[3] <= third:
+            third = _NOWHERE
+        if third != _NOWHERE:
+            continue
         if kind == _SERVICE:
             calls[record[3]] = index
             agent, name = record[1], record[5]

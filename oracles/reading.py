@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
 
 from reference_impl.trace import Kind, Phase, RecordTuple, Trace
 from reference_impl.uefi.definitions import Tpl
 
+THIRD_PARTY = "third-party"
+"""The agent that does in a hostile environment what nobody may: what happens inside its notification is its doing."""
+
 PLATFORM_AGENTS = frozenset(
     {
-        *("", "DxeCore", "firmware", "os-loader", "os", "environment", "third-party"),
+        *("", "DxeCore", "firmware", "os-loader", "os", "environment", THIRD_PARTY),
         # The core world's, which break the rules on purpose.
         *("caller", "other", "override", "manager", "refuser", "stubborn", "bus"),
     }
@@ -24,9 +26,8 @@ PLATFORM_AGENTS = frozenset(
 """Agents that are no driver under test. What the environment itself does is never a finding."""
 
 _SERVICE, _ENTRY, _CORE_MEMORY = int(Kind.SERVICE), int(Kind.ENTRY), int(Kind.CORE_MEMORY)
-_EXIT, _RUNTIME = int(Phase.EXIT), int(Phase.RUNTIME)
+_BOOT, _EXIT, _RUNTIME = int(Phase.BOOT), int(Phase.EXIT), int(Phase.RUNTIME)
 _TPL_NAMES = {int(tpl): f"TPL_{tpl.name}" for tpl in Tpl}
-_phase_of = itemgetter(4)
 
 KINDS = frozenset(
     int(kind) for kind in (Kind.ENTRY, Kind.CONNECTION, Kind.RESET, Kind.REFERENCE, Kind.XENBUS_STATE, Kind.EXIT)
@@ -143,12 +144,41 @@ class Reading:
 def start_of(records: Sequence[RecordTuple], phase: int) -> int:
     """The index of the first record of `phase` or a later one; the number of records where there is none.
 
-    `phase` is EXIT or RUNTIME. The two are behind the point of no return: once an exit attempt has got that far, no
-    record of an earlier phase follows (UEFI 2.10 §7.4.6), so a binary search finds the place. The phases before them do
-    come again with every attempt.
+    `phase` is EXIT or RUNTIME. Nothing of BOOT follows the first attempt to exit, and nothing at all the runtime phase, so
+    binary searches find these places. From the first attempt on, the begin of EXIT is looked for: the phases in between
+    come again with every attempt, and in a core of old so does EXIT itself.
     """
-    assert phase in (_EXIT, _RUNTIME), "only the last two phases are in order"
-    return bisect_left(records, phase, key=_phase_of)
+    assert phase in (_EXIT, _RUNTIME), "the phases before them come again with every attempt"
+    if phase == _RUNTIME:
+        return bisect_left(records, True, key=_is_runtime)
+    attempt = bisect_left(records, True, key=_is_after_boot)
+    return next((index for index in range(attempt, len(records)) if records[index][4] >= _EXIT), len(records))
+
+
+def _is_after_boot(record: RecordTuple) -> bool:
+    return record[4] != _BOOT
+
+
+def _is_runtime(record: RecordTuple) -> bool:
+    return record[4] == _RUNTIME
+
+
+def notifier_of(records: Sequence[RecordTuple], index: int) -> str:
+    """The agent of the innermost notification in which a record is nested, "" where it is in none.
+
+    Where that is `THIRD_PARTY`, a driver's Stop() or Start() did not choose when it runs.
+    """
+    depth = records[index][3]
+    for at in range(index - 1, -1, -1) if depth else ():
+        kind, agent, _, outer, _, name, _, _, _ = records[at]
+        if outer >= depth:
+            continue
+        if kind == _ENTRY and name == "Notify":
+            return agent
+        if outer == 0:
+            break
+        depth = outer
+    return ""
 
 
 def tpl_name(tpl: int) -> str:

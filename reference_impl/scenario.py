@@ -13,8 +13,9 @@ What deliberately lives elsewhere: bytes and YAML (`fuzz_targets`), and what an 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from reference_impl.failures import BOOT_SERVICES, CALLS
@@ -45,10 +46,28 @@ DESIGNS: dict[str, Design] = {
 
 ENVIRONMENTS: dict[str, str] = {
     "conforming": "only what the specification and a working platform allow",
+    "hostile": "also what its switches permit: third parties, dying peers, failing cleanup, a core of old",
 }
 
-SWITCHES: dict[str, str] = {}
-"""Single permissions of the hostile environment; the conforming one has none."""
+SWITCHES: dict[str, str] = {
+    "third-party-stops": "a third party's handler disconnects or stops a controller",
+    "third-party-starts": "a third party's handler connects or starts a controller",
+    "third-party-events": "a third party's handler signals or closes a driver's ExitBootServices event",
+    "third-party-allocates": "a third party's handler allocates pages, so that the memory map moves",
+    "third-party-waits": "a third party's handler raises the TPL and leaves it there, or lets time pass",
+    "third-party-inside": "a third party's handler interrupts another handler where that lowers the TPL",
+    "timer-ticks": "the timer ticks whenever the TPL drops, and a third party has a timer",
+    "early-notifications": "the core notifies before it checks the map key, so every retry notifies again",
+    "driver-without-handler": "a device driver does nothing at the exit: it knows nothing of the teardown design",
+    "unload-connected": "a driver's image is unloaded while it still manages controllers",
+    "surprise-removal": "a device vanishes without a word, also in the middle of a transaction",
+    "silent-peers": "a peer answers late or never, or dies",
+    "lying-peers": "a peer answers twice, or something wrong",
+    "cleanup-fails": "armed failures hit calls that give back or finish, and devices that are closing",
+    "failures-anywhere": "armed failures hit any call, outside of Start and in notifications too",
+}
+"""Single permissions of the hostile environment; the conforming one has none. Several failures at once are permitted in
+both."""
 
 WORLDS: dict[str, str] = {
     "platform": "firmware, Xen, the bus driver and its device drivers, and the operating system afterwards",
@@ -58,7 +77,7 @@ WORLDS: dict[str, str] = {
 }
 
 MACHINES = ("platform", "efi-image")
-"""Worlds with a whole machine: devices, designs, and drivers that are started and stopped."""
+"""Worlds with a whole machine: devices, designs, drivers that are started and stopped, and a hostile environment."""
 
 DEVICE_KINDS = ("block", "network", "console")
 MAX_DEVICES = 4  # at the start; more can be added while it runs
@@ -73,10 +92,14 @@ ORDER_FIFO = "fifo"
 
 
 class Choice(NamedTuple):
-    """A field whose value is one of at most 256; the first is the simplest and the default."""
+    """A field whose value is one of at most 256; the first is the simplest and the default.
+
+    needs  value → the switch that permits it, for those that need one
+    """
 
     name: str
     values: tuple[Any, ...]
+    needs: Mapping[Any, str] = {}
 
 
 class Blob(NamedTuple):
@@ -90,11 +113,12 @@ Field = Choice | Blob
 
 
 class OperationType(NamedTuple):
-    """One kind of operation: in which worlds it exists, its fields, and a sentence for people."""
+    """One kind of operation: in which worlds it exists, its fields, a sentence for people, the switch that permits it."""
 
     worlds: tuple[str, ...]
     fields: tuple[Field, ...]
     description: str
+    needs: str = ""
 
 
 def failure_name(call: str, status: object) -> str:
@@ -111,6 +135,25 @@ _CONTROLLER = Choice("controller", ("bus", *_CHILDREN))
 _DRIVERS = ("xenbus", "block", "network", "console")
 _DEVICE = Choice("device", tuple(range(MAX_DEVICES_EVER)))
 _SELECTORS = tuple(range(256))
+_ACTS = {
+    "disconnect": "third-party-stops",
+    "stop": "third-party-stops",
+    "connect": "third-party-starts",
+    "start": "third-party-starts",
+    "signal": "third-party-events",
+    "close": "third-party-events",
+    "allocate": "third-party-allocates",
+    "raise-tpl": "third-party-waits",
+    "wait": "third-party-waits",
+}
+_OCCASIONS = {"inside": "third-party-inside", "timer": "timer-ticks"}
+_MANNERS = {
+    "silent": "silent-peers",
+    "dead": "silent-peers",
+    "late": "silent-peers",
+    "twice": "lying-peers",
+    "wrong": "lying-peers",
+}
 
 CORE_CALLS = tuple(BOOT_SERVICES)
 
@@ -192,6 +235,44 @@ OPERATIONS: dict[str, OperationType] = {
         ),
         "the peer moves an index of the ring that it should have left alone",
     ),
+    "third-party": OperationType(
+        MACHINES,
+        (
+            Choice("act", tuple(_ACTS), _ACTS),
+            _CONTROLLER,
+            Choice("when", ("exit", "before", *_OCCASIONS), _OCCASIONS),
+            Choice("tpl", ("callback", "notify")),
+            Choice("nth", tuple(range(1, 129))),
+        ),
+        "a third party hooks in, to act once: in a notification of the exit or BEFORE group; inside another handler, at "
+        "the nth drop of the TPL in the exit group; or at the nth tick of its timer",
+    ),
+    "without-handler": OperationType(
+        MACHINES,
+        (Choice("driver", DEVICE_KINDS),),
+        "from now on this driver's Start prepares nothing for the exit",
+        "driver-without-handler",
+    ),
+    "tear-out": OperationType(
+        MACHINES,
+        (Choice("driver", _DRIVERS),),
+        "a driver's image is unloaded as it is: no controller is disconnected, no event closed",
+        "unload-connected",
+    ),
+    "vanish": OperationType(
+        MACHINES,
+        (_DEVICE, Choice("requests", tuple(range(64)))),
+        "a device and its nodes are gone: at once, or before xenstored answers the request after so many others",
+        "surprise-removal",
+    ),
+    "peer": OperationType(
+        MACHINES, (_DEVICE, Choice("manner", tuple(_MANNERS), _MANNERS)), "how the device's backend behaves from now on"
+    ),
+    "store": OperationType(
+        MACHINES,
+        (Choice("manner", ("silent", "twice", "wrong"), _MANNERS),),
+        "how xenstored answers from now on, until the operating system takes over",
+    ),
 }
 
 
@@ -231,6 +312,34 @@ def _checked(kind: str, field: Field, value: Any) -> Any:
     return value
 
 
+def switches_needed(step: Operation) -> set[str]:
+    """The switches without which the environment skips an operation."""
+    entry = OPERATIONS[step.kind]
+    needed = {entry.needs} if entry.needs else set()
+    for field, value in zip(entry.fields, step.arguments, strict=True):
+        if isinstance(field, Choice) and field.needs and value in field.needs:
+            needed.add(field.needs[value])
+    return needed
+
+
+def values_permitted(field: Choice, switches: tuple[str, ...]) -> tuple[Any, ...]:
+    """The values of a field that these switches permit."""
+    if not field.needs:
+        return field.values
+    return tuple(value for value in field.values if field.needs.get(value, "") in ("", *switches))
+
+
+@cache
+def kinds_permitted(world: str, switches: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds of operation that these switches permit with some arguments, in the table's order."""
+    return tuple(
+        kind
+        for kind in operations_of(world)
+        if OPERATIONS[kind].needs in ("", *switches)
+        and all(isinstance(field, Blob) or values_permitted(field, switches) for field in OPERATIONS[kind].fields)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """One run, as data. Build it with `scenario()`, which checks it.
@@ -239,8 +348,8 @@ class Scenario:
     design        one of the world's `DESIGNS`, "" in a world that has none
     images        of drivers of the user's own, in the efi-image world: what `ebsfuzz inspect` takes, at most `MAX_IMAGES`.
                   One with the name of a driver of the design takes its place, others are there in addition.
-    environment   one of `ENVIRONMENTS`
-    switches      sorted names of `SWITCHES`
+    environment   one of `ENVIRONMENTS`; "conforming" in a world that is none of `MACHINES`
+    switches      sorted names of `SWITCHES`, in the hostile environment
     fault         one of `FAULTS`, or "": the seeded fault that the world has
     reconnection  whether xenstored offers the reconnection feature
     devices       kinds of the devices that are there at the start, at most `MAX_DEVICES`
@@ -293,6 +402,10 @@ def scenario(**values: Any) -> Scenario:
         problem = f"images: at most {MAX_IMAGES} names of at most {IMAGE_SIZE_MAX} bytes"
     elif made.environment not in ENVIRONMENTS:
         problem = f"environment: unknown {made.environment!r}"
+    elif made.environment != "conforming" and made.world not in MACHINES:
+        problem = f"environment: the world {made.world!r} has only the conforming one"
+    elif made.switches and made.environment == "conforming":
+        problem = "switches: the conforming environment has none"
     elif any(switch not in SWITCHES for switch in made.switches) or list(made.switches) != sorted(set(made.switches)):
         problem = f"switches: {made.switches!r} are not sorted names of switches"
     elif made.fault and made.fault not in FAULTS:

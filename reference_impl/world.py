@@ -4,7 +4,8 @@ The platform world is a machine of its own: firmware core, Xen, the bus driver a
 design, and after a successful ExitBootServices the operating system. Worlds share nothing.
 
 What the environment allows is decided here, in two places: `_permitted` (which operations may come when) and `_may_fail`
-(where an armed failure may fire). An operation that is not permitted, or that names something that is not there, is
+(where an armed failure may fire). `_set_up_environment` does what switches of the hostile one change by themselves. An
+operation that is not permitted, or that names something that is not there, is
 skipped and recorded with the reason; the rest of the scenario goes on.
 """
 
@@ -15,18 +16,21 @@ from collections.abc import Callable
 from reference_impl import core_world, ring_world
 from reference_impl.failures import ALLOCATIONS, CLEANUP, Failures
 from reference_impl.faulty import faulty
-from reference_impl.scenario import FAILURES, MAX_DEVICES_EVER, Operation, Scenario
+from reference_impl.scenario import FAILURES, MAX_DEVICES_EVER, Operation, Scenario, switches_needed
+from reference_impl.third_party import ThirdParty
 from reference_impl.trace import Kind, Phase, StepBudgetExceeded, Trace
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
+from reference_impl.uefi.events import TIMER_TICK_100NS
 from reference_impl.uefi.status import EfiError
 from reference_impl.xen.operating_system import take_over
 from reference_impl.xenbus.bus_driver import AGENT as BUS_AGENT
 from reference_impl.xenbus.bus_driver import XenBus, XenIo
 from reference_impl.xenbus.designs import DESIGNS
+from reference_impl.xenbus.designs.base import DeviceTeardown
 from reference_impl.xenbus.devices import DEVICES
 from reference_impl.xenbus.driver import Driver
-from reference_impl.xenbus.front_end import FrontEnd
+from reference_impl.xenbus.front_end import FrontEnd, FrontEndDriver
 
 GRANT_TABLE_ADDRESS = 0xF200_0000  # BAR 1 of the Xen platform device
 MAP_BUFFER_SIZE = 1 << 16
@@ -64,6 +68,7 @@ class PlatformWorld:
         self._design = self._fault.design(DESIGNS[scenario.design])
         self._drivers: dict[str, Driver] = {}
         self._loader_pages: list[tuple[int, int]] = []
+        self._set_up_environment()
         core = self.core
         handles = core.handles
         xenio = self.core.place(0x1000, XenIo(GRANT_TABLE_ADDRESS))
@@ -89,7 +94,7 @@ class PlatformWorld:
         kind, arguments = operation
         self.trace.add(Kind.OPERATION, "scenario", kind, arguments, None, index)
         try:
-            self._permitted(kind)
+            self._permitted(operation)
             getattr(self, f"_{kind.replace('-', '_')}")(*arguments)
         except SkippedError as reason:
             records[place] = (*records[place][:7], str(reason), index)
@@ -98,19 +103,41 @@ class PlatformWorld:
 
     # ---- the environment ------------------------------------------------------------------------------------------
 
-    def _permitted(self, kind: str) -> None:
+    def _permitted(self, operation: Operation) -> None:
         phase = self.trace.phase
         if phase == Phase.RUNTIME:
             raise SkippedError("the operating system owns the machine")
-        if phase != Phase.BOOT and kind not in AFTER_AN_ATTEMPT:
+        if phase != Phase.BOOT and operation.kind not in AFTER_AN_ATTEMPT:
             raise SkippedError("after an exit attempt only memory services, time and a retry may come")
+        missing = switches_needed(operation).difference(self.scenario.switches)
+        if missing:
+            raise SkippedError(f"this needs the hostile environment's switch {min(missing)}")
 
     def _may_fail(self, call: str) -> bool:
-        if self.trace.phase != Phase.BOOT:
+        anywhere = "failures-anywhere" in self.scenario.switches
+        if self.trace.phase != Phase.BOOT and not anywhere:
             return False
         if call in ALLOCATIONS:
             return True
-        return call not in CLEANUP and self.core.entry in ("Supported", "Start")
+        if call in CLEANUP:
+            return "cleanup-fails" in self.scenario.switches
+        return anywhere or self.core.entry in ("Supported", "Start")
+
+    def _set_up_environment(self) -> None:
+        """What switches of the hostile environment change without any operation, and the third party."""
+        switches = self.scenario.switches
+        self._hooks = ThirdParty(self.core, self._handle_or_none)
+        if "early-notifications" in switches:
+            self.core.notifies_early = True
+        if "cleanup-fails" in switches:
+            self.platform.cleanup_may_fail = True
+        if "timer-ticks" in switches or "third-party-inside" in switches:
+            self.core.events.on_drop = self._tpl_drops
+
+    def _tpl_drops(self) -> None:
+        if "timer-ticks" in self.scenario.switches:
+            self.core.events.advance(TIMER_TICK_100NS)
+        self._hooks.tpl_drops()
 
     # ---- operations -----------------------------------------------------------------------------------------------
 
@@ -210,6 +237,34 @@ class PlatformWorld:
         self.trace.add(Kind.TAKE_OVER, "os", "memory-map", (key, current), reason, "")
         take_over(self.platform)
 
+    # ---- operations that only a switch permits --------------------------------------------------------------------
+
+    def _third_party(self, act: str, controller: str, when: str, tpl: str, nth: int) -> None:
+        self._hooks.hook(act, controller, when, tpl, nth)
+
+    def _without_handler(self, name: str) -> None:
+        driver = self._driver(name)
+        assert isinstance(driver, FrontEndDriver)
+        driver.design = driver.design._replace(device=DeviceTeardown)
+
+    def _tear_out(self, name: str) -> None:
+        driver = self._driver(name)
+        image = self.core.handles.loaded_image(driver.image_handle)
+        assert image is not None
+        image.unload = driver.leave
+        self._unload(name)
+
+    def _vanish(self, index: int, requests: int) -> None:
+        if not self.platform.vanish(index, requests):
+            raise SkippedError("there is no such device")
+
+    def _peer(self, index: int, manner: str) -> None:
+        self._node(index)
+        self.platform.devices[index].behave(manner)
+
+    def _store(self, manner: str) -> None:
+        self.platform.xenstored.manner = manner
+
     # ---- names of the scenario ------------------------------------------------------------------------------------
 
     def _handle(self, name: str) -> int:
@@ -223,6 +278,12 @@ class PlatformWorld:
                     if child.protocol.node == node:
                         return child.handle
         raise SkippedError("the bus has no such child")
+
+    def _handle_or_none(self, name: str) -> int:
+        try:
+            return self._handle(name)
+        except SkippedError:
+            return 0
 
     def _node(self, index: int) -> str:
         devices = self.platform.devices

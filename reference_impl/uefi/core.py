@@ -47,6 +47,8 @@ class Core:
                  Answers whether anything there is still going to happen.
     entry        name of the innermost driver entry point that runs now ("Start"), "" outside of driver code
     step_budget  records after which the run is stopped (`StepBudgetExceeded`)
+    notifies_early
+                 ExitBootServices notifies before it checks the map key, as older cores did
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class Core:
         "handles",
         "idle",
         "memory",
+        "notifies_early",
         "objects",
         "outer_agent",
         "outer_service",
@@ -75,6 +78,7 @@ class Core:
         self.step_budget = step_budget
         self.idle: Callable[[], bool] = lambda: False
         self.entry = ""
+        self.notifies_early = False
         self.outer_agent = ""  # who called the service that runs now, and which: for what the core allocates itself
         self.outer_service = ""
         self.objects: dict[int, tuple[Any, int]] = {}

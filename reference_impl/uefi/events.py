@@ -165,6 +165,7 @@ class Events:
     pending     bit n: notifications of TPL n may wait; one test tells that there is nothing to dispatch
     on_close    called with each event that is closed, while it is still known; the handle database forgets its
                 registrations there
+    on_drop     called when RestoreTPL is about to lower the TPL: what interrupts may bring before that, it brings there
     """
 
     __slots__ = (
@@ -179,6 +180,7 @@ class Events:
         "core",
         "now_100ns",
         "on_close",
+        "on_drop",
         "order",
         "pending",
         "trace",
@@ -189,6 +191,7 @@ class Events:
         self.trace = core.trace
         self.order: str | tuple[int, ...] = "edk2"
         self.on_close: Callable[[int], object] | None = None
+        self.on_drop: Callable[[], object] | None = None
         self.now_100ns = 0
         self._events: dict[int, Event] = {}
         self._next_event = FIRST_EVENT
@@ -211,6 +214,8 @@ class Events:
 
     def restore_tpl(self, new: int) -> None:
         """Run what is pending above the TPL `new`, then set it. edk2's release build sets a higher TPL, too."""
+        if self.on_drop is not None and new < self.trace.tpl:
+            self.on_drop()
         while self.pending:
             tpl = self.pending.bit_length() - 1
             if tpl <= new:

@@ -7,6 +7,8 @@
   with a map that is stale, and nobody says so.
 * A failed attempt leaves the timers off, and the BEFORE group is not signalled a second time.
 * The notifications of a group run inside the call as far as the caller's TPL allows; at TPL_APPLICATION, all of them.
+* A core of old can be had as well (`Core.notifies_early`, a hostile environment): it signals the EXIT group before the key
+  check, and so once in every attempt.
 
 Every step is a record of `Kind.EXIT`, and `Trace.phase` follows.
 
@@ -51,6 +53,7 @@ class ExitServices(ConfigurationTableServices):
         core = self.core
         events, trace, agent = core.events, core.trace, self.agent
         trace.add(_EXIT, agent, "attempt", (map_key,))
+        inside = trace.phase == _EXIT_PHASE
         if trace.phase == _BOOT:
             # The phase moves first: a notification that calls ExitBootServices does not signal the group again.
             trace.phase = _BEFORE
@@ -59,6 +62,9 @@ class ExitServices(ConfigurationTableServices):
         trace.phase = _CHECK
         events.timers_off()
         trace.add(_EXIT, agent, "timers-off")
+        if core.notifies_early and not inside:
+            _notify(core, agent)
+            trace.phase = _CHECK
         memory = core.memory
         first = not memory.terminated
         keys = (map_key, memory.map_key)
@@ -72,9 +78,15 @@ class ExitServices(ConfigurationTableServices):
             trace.phase = _RETRY
             raise
         trace.add(_EXIT, agent, "key-check", keys, EfiStatus.SUCCESS)
-        trace.phase = _EXIT_PHASE
-        if first:  # a notification of the EXIT group that calls ExitBootServices does not signal the group again
-            trace.add(_EXIT, agent, "exit-group")
-            events.signal_group(guids.EVENT_GROUP_EXIT_BOOT_SERVICES)
+        # A notification of the EXIT group that calls ExitBootServices does not signal the group again.
+        if first and not core.notifies_early:
+            _notify(core, agent)
         trace.phase = _RUNTIME
         trace.add(_EXIT, agent, "runtime")
+
+
+def _notify(core: Core, agent: str) -> None:
+    """Signal the EXIT group."""
+    core.trace.phase = _EXIT_PHASE
+    core.trace.add(_EXIT, agent, "exit-group")
+    core.events.signal_group(guids.EVENT_GROUP_EXIT_BOOT_SERVICES)

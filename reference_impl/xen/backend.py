@@ -113,6 +113,9 @@ RESPONSE_OFFSET = 16
 OPERATION_READ, OPERATION_WRITE, OPERATION_FLUSH = 0, 1, 3
 STATUS_OK, STATUS_ERROR, STATUS_UNKNOWN_OPERATION = 0, 0xFFFFFFFF, 0xFFFFFFFE
 
+LATE_STEPS = 500
+"""The delay of a backend that is late: longer than any driver should wait, and still an end."""
+
 _NONE = -1  # nothing is due
 _XENBUS_STATE = int(Kind.XENBUS_STATE)
 _STATE_VALUES = tuple(b"%d" % state for state in XenbusState)
@@ -130,6 +133,8 @@ class Backend:
     asked_to_close  the control domain wants the device gone
     removed         the nodes of both ends are gone
     silent          it never reacts again
+    manner          how it was told to `behave`, "" for an honest one. "twice": it says everything twice; "wrong": it says
+                    another state than its own, and answers requests that nobody made
     """
 
     __slots__ = (
@@ -147,6 +152,7 @@ class Backend:
         "frontend_path",
         "frontend_state",
         "kind",
+        "manner",
         "path",
         "removed",
         "silent",
@@ -169,6 +175,7 @@ class Backend:
         self.asked_to_close = False
         self.removed = False
         self.silent = False
+        self.manner = ""
         self._reaction_due = _NONE
         self._request_due = _NONE
         self._port = _NONE
@@ -205,6 +212,11 @@ class Backend:
         """Whether either end is in Closing or Closed."""
         return 5 <= self.state <= 6 or 5 <= self.frontend_state <= 6
 
+    @property
+    def broken(self) -> bool:
+        """Whether it is past the help of any front end: it hangs, is too late, or lies."""
+        return self.silent or self.manner in ("late", "wrong")
+
     # ---- causes ---------------------------------------------------------------------------------------------------
 
     def frontend_changed(self, agent: str, value: bytes | None) -> None:
@@ -236,6 +248,22 @@ class Backend:
         """Its domain is destroyed: the hypervisor takes back pages and port, the nodes stay as they are."""
         self.fall_silent()
         self._disconnect()
+
+    def vanish(self) -> None:
+        """It is gone without a word, and so are the nodes of both ends."""
+        if not self.removed:
+            self.die()
+            self._remove()
+
+    def behave(self, manner: str) -> None:
+        """From now on it is "silent", "dead" or "late", or answers "twice" or "wrong"."""
+        self.manner = manner
+        if manner == "silent":
+            self.fall_silent()
+        elif manner == "dead":
+            self.die()
+        elif manner == "late":
+            self.delay = LATE_STEPS
 
     def ask_to_close(self) -> bool:
         """The control domain wants the device gone. False where it is gone already, or does not listen."""
@@ -340,7 +368,9 @@ class Backend:
             status = STATUS_ERROR
         else:
             status = STATUS_OK
-        RESPONSE.pack_into(platform.memory_page(self._frames[-1]), RESPONSE_OFFSET, number, status)
+        if self.manner == "wrong":
+            number += 1
+        RESPONSE.pack_into(platform.memory_page(self._frames[-1]), RESPONSE_OFFSET, number & 0xFFFFFFFF, status)
         platform.event_channels.raise_event(self._port, self)
 
     def _enter(self, new: int) -> None:
@@ -349,7 +379,11 @@ class Backend:
         if new != old:
             self.state = int(new)
             self._platform.trace.add(_XENBUS_STATE, "backend", self.path, (old, self.state))
+            if self.manner == "wrong":
+                new = _S.RECONFIGURING
             self._write("state", _STATE_VALUES[new])
+            if self.manner == "twice":
+                self._write("state", _STATE_VALUES[new])
 
     def _remove(self) -> None:
         """The control domain removes the nodes of both ends."""

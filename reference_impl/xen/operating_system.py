@@ -18,8 +18,10 @@ system sends RESET_WATCHES first and ignores watch events.
 One fault must not hide the next: after finding one, the operating system forces what a good firmware would have done
 and goes on. What it does itself leaves no records; it is not under test. Driver code that still runs does.
 
-Its facts about the firmware come from the page, the physmap and the store. Only the name of who is responsible comes
-from the platform's own knowledge.
+Its facts about the firmware come from the page, the physmap and the store. Only the name of who is responsible, and
+which peers are broken, come from the platform's own knowledge. What a broken backend holds, and whether it connects, is
+not asked about. A xenstored that misbehaved answers properly from now on; where it did not answer, or lied, no firmware
+could make anybody let go, and the grant table alone is left to ask about.
 """
 
 from __future__ import annotations
@@ -73,14 +75,25 @@ class _OperatingSystem:
     """One take-over.
 
     mark     how many records of the trace stay; later ones are about the operating system's own doing
+    store_was_broken
+             xenstored was of no use to the firmware
     unread   bytes from the response ring that are no whole message yet
     """
 
-    __slots__ = ("_mark", "_next_page", "_next_reference", "_next_request_id", "_platform", "_unread")
+    __slots__ = (
+        "_mark",
+        "_next_page",
+        "_next_reference",
+        "_next_request_id",
+        "_platform",
+        "_store_was_broken",
+        "_unread",
+    )
 
     def __init__(self, platform: XenPlatform) -> None:
         self._platform = platform
         self._mark = len(platform.trace.records)
+        self._store_was_broken = False
         self._unread = b""
         self._next_request_id = _FIRST_REQUEST_ID
         self._next_page = _FIRST_PAGE_GFN
@@ -88,13 +101,17 @@ class _OperatingSystem:
 
     def run(self) -> None:
         """All steps. What backends hold is looked at first: while the store is in use, time passes for them."""
+        store = self._platform.xenstored
+        self._store_was_broken = store.manner in ("silent", "wrong")
+        store.manner = ""
+        self._platform.vanishing.clear()
         grant_problems = self._grant_problems()
         channel_problems = self._channel_problems()
         store_problems = self._store_problems()
         store_problem = self._connect_store(forced=bool(store_problems))
         if store_problem is not None and not store_problems:
             store_problems.append(store_problem)
-        self._record("store", store_problems)
+        self._record("store", [] if self._store_was_broken else store_problems)
         self._take_grant_table()
         self._record("grant-table", grant_problems)
         self._record("event-channel", channel_problems)
@@ -222,6 +239,7 @@ class _OperatingSystem:
         problems += [
             ((mapping.reference, mapping.peer), "a backend still has the firmware's page mapped", mapping.owner)
             for mapping in table.mapped.values()
+            if not self._broken(mapping.peer)
         ]
         return problems
 
@@ -239,8 +257,15 @@ class _OperatingSystem:
         return [
             ((channel.port, peer.path), "a backend is still bound to the firmware's event channel", channel.owner)
             for channel, peer in platform.event_channels.bound()
-            if peer is not platform.xenstored
+            if peer is not platform.xenstored and not self._broken(peer.path)
         ]
+
+    def _broken(self, path: str) -> bool:
+        """Whether no firmware could have made the device at `path` let go."""
+        if self._store_was_broken:
+            return True
+        device = self._platform.device_at(path)
+        return device is not None and device.broken
 
     # ---- devices --------------------------------------------------------------------------------------------------
 
@@ -255,7 +280,9 @@ class _OperatingSystem:
         found = {here[at].path: (folders[at], states[at][1]) for at in range(len(here))}
         for device in devices:
             reason = ""
-            if device.path in found:
+            if self._broken(device.path):
+                pass
+            elif device.path in found:
                 (kind, folder), state = found[device.path]
                 reason = self._use(device.path, folder, state) if kind != _ERROR else "there is no node `backend`"
             elif not device.removed:

@@ -30,6 +30,7 @@ class XenPlatform:
     busy              a backend is going to react in a step to come
     store_page        the page shared with xenstored; `ring` is the view of it
     cleanup_may_fail  lets armed failures hit devices that are closing (a hostile environment)
+    vanishing         devices that are going to vanish: (requests that xenstored answers before it, device)
     """
 
     backend = Backend
@@ -49,6 +50,7 @@ class XenPlatform:
         "ring",
         "store_page",
         "trace",
+        "vanishing",
         "xenstored",
     )
 
@@ -60,6 +62,7 @@ class XenPlatform:
         self.reconnection = reconnection
         self.cleanup_may_fail = False
         self.busy = False
+        self.vanishing: list[tuple[int, Backend]] = []
         hypervisor = self.hypervisor = Hypervisor(trace)
         self.memory_page = hypervisor.memory_page
         self.grant_table = hypervisor.grant_table
@@ -124,6 +127,25 @@ class XenPlatform:
             return False
         self.devices[index].delay = delay
         return True
+
+    def vanish(self, index: int, requests: int) -> bool:
+        """A device is gone without a word, once xenstored has answered `requests` more. False where it is not there."""
+        if not 0 <= index < len(self.devices) or self.devices[index].removed:
+            return False
+        if requests:
+            self.vanishing.append((requests, self.devices[index]))
+        else:
+            self.devices[index].vanish()
+            self.xenstored.flush("platform")
+        return True
+
+    def count_request(self) -> None:
+        """xenstored is about to answer a request. Needed only while devices are `vanishing`."""
+        left = [(requests - 1, device) for requests, device in self.vanishing]
+        self.vanishing = [entry for entry in left if entry[0] >= 0]
+        for requests, device in left:
+            if requests < 0:
+                device.vanish()
 
     def device_at(self, path: str) -> Backend | None:
         """The device whose folder, front end's or backend's, holds `path` (absolute, or relative to the guest's)."""

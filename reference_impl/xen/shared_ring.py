@@ -90,6 +90,8 @@ class SharedRing:
     def clear(self, agent: str) -> None:
         """Reset the connection in the older way, without xenstored: both rings 0xff, all indices 0."""
         page = self.page
+        if not self.user and self.req_prod != self.req_cons:
+            self.take_into_use(agent)  # it was used, only that xenstored never looked
         page[0 : 2 * RING_SIZE] = _CLEARED
         page[_REQ_CONS : _REQ_CONS + 16] = _ZERO_INDICES
         self.record_reset(agent, "cleared")

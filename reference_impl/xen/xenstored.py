@@ -124,6 +124,8 @@ class Xenstored:
     pending       bytes of a request that is not whole yet
     output        messages that wait for room in the response ring
     ignored       the guest has broken the protocol; nothing is read from it until it reconnects
+    manner        "" for an honest one; "silent": it looks at nothing; "twice": it answers twice; "wrong": to a request
+                  that nobody made
     """
 
     __slots__ = (
@@ -132,6 +134,7 @@ class Xenstored:
         "_next_transaction",
         "_platform",
         "ignored",
+        "manner",
         "observed",
         "output",
         "path",
@@ -157,6 +160,7 @@ class Xenstored:
         self.pending = b""
         self.output: list[bytes] = []
         self.ignored = False
+        self.manner = ""
         self._next_transaction = 1
         self._generation = 0
         self._changed: dict[str, int] = {}
@@ -165,6 +169,8 @@ class Xenstored:
 
     def notified(self, agent: str) -> None:
         """`agent` has sent the store's event channel: it asks for a new connection, sent requests, or made room."""
+        if self.manner == "silent":
+            return
         ring = self.ring
         if ring.server_features & RECONNECTION_FEATURE and ring.connection == RECONNECT:
             self._reconnect(agent)
@@ -255,6 +261,10 @@ class Xenstored:
         records.append((_XENSTORE, agent, tpl, depth, phase, name, shown, None, None))
         trace.depth = depth + 1
         platform = self._platform
+        if platform.vanishing:
+            platform.count_request()
+        if self.manner == "wrong":
+            request_id = request_id + 1 & 0xFFFFFFFF
         status = "OK"
         try:
             if platform.failures.armed and agent != OPERATING_SYSTEM:
@@ -272,6 +282,8 @@ class Xenstored:
             status = error.name
             answer = status.encode() + b"\0"
             self.output.append(pack(_ERROR, request_id, transaction_id, answer))
+        if self.manner == "twice":
+            self.output.append(self.output[-1])
         if message_type == _WATCH and status == "OK":
             # A watch fires once at its registration: docs/misc/xenstore.txt. Its answer comes first.
             self.output.append(pack(_EVENT, 0, 0, payload))

@@ -9,6 +9,8 @@ both. What happens at ExitBootServices is the design's business (`designs`), whi
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from reference_impl.trace import Kind
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
@@ -211,7 +213,8 @@ class XenBus:
 
     def _give_shared_info_back(self) -> None:
         if self._shared_info_mapped:
-            self.hypercalls.remove_from_physmap(self._shared_info >> 12)
+            with suppress(HypercallError):
+                self.hypercalls.remove_from_physmap(self._shared_info >> 12)
             self._shared_info_mapped = False
         if self._shared_info:
             self.services.free_pages(self._shared_info, 1)
@@ -222,7 +225,8 @@ class XenBus:
         if self._store is not None and self._store.in_use:
             self._store.reset()
         while self._grant_frames:
-            self.hypercalls.remove_from_physmap(self._grant_frames.pop())
+            with suppress(HypercallError):  # the frames behind it must go all the same
+                self.hypercalls.remove_from_physmap(self._grant_frames.pop())
 
     # ---- children -------------------------------------------------------------------------------------------------
 
@@ -286,7 +290,7 @@ class XenBus:
             self._open_by_child(child)
             return False
         self._free(child)
-        del self.children[child.handle]
+        self.children.pop(child.handle, None)
         return True
 
     def _free(self, child: Child) -> None:

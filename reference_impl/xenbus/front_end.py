@@ -194,16 +194,24 @@ class FrontEnd:
     ) -> int:
         """Wait until the peer's state is enough; the state that was seen last.
 
-        At the exit there is no waiting for a watch event: each read of the state lets the peer run.
+        At the exit there is no waiting for a watch event: each read of the state lets the peer run. Elsewhere a peer that
+        says nothing for as long as the bus is patient counts as dead.
         """
         state = UNKNOWN
         for _ in range(PATIENCE):
             state = peer_state()
             if enough(state):
                 break
-            if not at_exit and self._watch is not None:
-                self._attempt(self.io.wait_for_watch, self._watch)
+            if not at_exit and self._watch is not None and not self._news(self._watch):
+                break
         return state
+
+    def _news(self, watch: Watch) -> bool:
+        """Wait for the peer to say something. A conversation that is broken is no answer, and says so at the next read."""
+        try:
+            return self.io.wait_for_watch(watch)
+        except EfiError:
+            return True
 
     def _peer_state(self) -> int:
         """The peer's state; UNKNOWN where the peer is gone."""
@@ -211,11 +219,14 @@ class FrontEnd:
         return int(value) if value.isdigit() else UNKNOWN
 
     def _closing_peer_state(self) -> int:
-        """The peer's state on the way back, where a refusal means to ask again rather than to stop half way."""
+        """The peer's state on the way back, where a refusal means to ask again rather than to stop half way.
+
+        Where xenstored itself does not answer any more, there is nobody left to ask.
+        """
         try:
             return self._peer_state()
-        except EfiError:
-            return INITIALISING
+        except EfiError as error:
+            return UNKNOWN if error.status == EfiStatus.TIMEOUT else INITIALISING
 
     def _read_peer(self, name: str) -> str:
         """A node of the peer; "" where it does not have one, as an optional feature is missing."""

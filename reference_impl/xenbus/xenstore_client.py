@@ -41,7 +41,12 @@ _ERROR = int(MessageType.ERROR)
 
 _MESSAGE_SIZE, _EVENT_SIZE, _WATCH_SIZE = 64, 64, 32  # of what the shipped driver keeps of each
 
-_STATUS = {"ENOENT": EfiStatus.NOT_FOUND, "EACCES": EfiStatus.ACCESS_DENIED, "EAGAIN": EfiStatus.NOT_READY}
+_STATUS = {
+    "ENOENT": EfiStatus.NOT_FOUND,
+    "EACCES": EfiStatus.ACCESS_DENIED,
+    "EAGAIN": EfiStatus.NOT_READY,
+    "ETIMEDOUT": EfiStatus.TIMEOUT,
+}
 
 
 class XenStoreError(EfiError):
@@ -146,7 +151,7 @@ Buffers = PoolBuffers | FixedBuffers
 
 
 class XenStoreClient:
-    """The conversation of one connection generation."""
+    """The conversation of one Start of the bus. `in_use`: something was said, so that the ring is to be reset."""
 
     __slots__ = ("_buffers", "_hypercalls", "_next_id", "_port", "_ring", "_services", "_watches", "in_use")
 
@@ -248,17 +253,18 @@ class XenStoreClient:
     # ---- reset ----------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Bring the ring back to the state in which somebody else can begin; `shared_ring` tells the two ways."""
+        """Bring the ring back to the state in which somebody else can begin; `shared_ring` tells the two ways.
+
+        The older way also where xenstored does not answer to the newer one.
+        """
         ring = self._ring
-        self.in_use = False
-        if not ring.server_features & RECONNECTION_FEATURE:
-            ring.clear(self._services.agent)
-            return
-        ring.connection = 1
-        for _ in range(PATIENCE):
-            self._notify()
-            if ring.connection == 0:
-                return
+        if ring.server_features & RECONNECTION_FEATURE:
+            ring.connection = 1
+            for _ in range(PATIENCE):
+                self._notify()
+                if ring.connection == 0:
+                    return
+        ring.clear(self._services.agent)
 
     def close(self) -> None:
         """Give back what watches still occupy that nobody has unregistered."""

@@ -10,6 +10,7 @@ from reference_impl.faulty import FAULTS
 from reference_impl.scenario import (
     DEVICE_KINDS,
     ENVIRONMENTS,
+    MACHINES,
     MAX_DEVICES,
     MAX_IMAGES,
     MAX_ORDER,
@@ -50,12 +51,14 @@ image_names = st.text(min_size=1, max_size=60).filter(is_image_name)
 def scenarios(draw: Any, max_operations: int = 12) -> Scenario:
     """Any valid scenario with at most so many operations."""
     world = draw(st.sampled_from(tuple(WORLDS)))
+    environment = draw(st.sampled_from(tuple(ENVIRONMENTS))) if world in MACHINES else "conforming"
+    switches = draw(st.sets(st.sampled_from(tuple(SWITCHES)))) if environment == "hostile" else ()
     return scenario(
         world=world,
         design=draw(st.sampled_from(designs_of(world) or ("",))),
         images=tuple(draw(st.lists(image_names, max_size=MAX_IMAGES))) if world == "efi-image" else (),
-        environment=draw(st.sampled_from(tuple(ENVIRONMENTS))),
-        switches=tuple(sorted(draw(st.sets(st.sampled_from(tuple(SWITCHES)))))) if SWITCHES else (),
+        environment=environment,
+        switches=tuple(sorted(switches)),
         fault=draw(st.sampled_from(("", *FAULTS))),
         reconnection=draw(st.booleans()),
         devices=tuple(draw(st.lists(st.sampled_from(DEVICE_KINDS), max_size=MAX_DEVICES))),

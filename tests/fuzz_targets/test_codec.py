@@ -4,10 +4,10 @@ import random
 import subprocess
 import sys
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fuzz_targets import codec
 from fuzz_targets.codec import SIZE_MAX, VERSION, decode, encode
 from fuzz_targets.generator import generate
 from fuzz_targets.registry import TARGETS
@@ -121,12 +121,19 @@ def test_the_identity_permutation_is_edk2s_order() -> None:
     assert decode(header[:-1] + bytes([5, 1, 0, 0, 0])).order == (1, 0)
 
 
-def test_switches_are_sorted_and_unique(monkeypatch: object) -> None:
+def test_switches_are_sorted_and_unique() -> None:
     """Switches come back as the sorted set of what the bytes name."""
-    monkeypatch.setattr(codec, "_SWITCHES", ("late", "early"))
-    made = decode(bytes([VERSION, 0, 0, 0, 2, 0, 1, 0]))
-    assert made.switches == ("early", "late")
+    made = decode(bytes([VERSION, 0, 0, 1, 3, 7, 0, 7]))
+    assert made.switches == ("early-notifications", "third-party-stops")
     assert decode(encode(made)) == made
+
+
+@pytest.mark.parametrize(("world", "environment"), [(0, 0), (1, 1), (2, 1)])
+def test_only_the_hostile_environment_of_a_machine_has_switches(world: int, environment: int) -> None:
+    """Elsewhere bytes that name some are read over."""
+    made = decode(bytes([VERSION, world, 0, environment, 2, 7, 0, 0, 1]))
+    assert (made.environment, made.switches, made.reconnection) == ("conforming", (), False)
+    checked(made)
 
 
 def test_bytes_do_not_depend_on_the_process() -> None:

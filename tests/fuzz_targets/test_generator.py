@@ -8,7 +8,16 @@ import pytest
 
 from fuzz_targets.generator import PROFILES, START_CALLS, generate, random_nth, random_order
 from fuzz_targets.registry import TARGETS, Target
-from reference_impl.scenario import OPERATIONS, Blob, Scenario, operation, operations_of, scenario
+from reference_impl.scenario import (
+    MACHINES,
+    OPERATIONS,
+    Blob,
+    Scenario,
+    operation,
+    operations_of,
+    scenario,
+    switches_needed,
+)
 from reference_impl.trace import Kind
 from reference_impl.world import run
 from tests.fuzz_targets.scenarios import checked
@@ -54,15 +63,36 @@ def test_every_operation_and_value_comes(target: Target) -> None:
         for value in field.values
     }
     kinds = set(operations_of(target.world))
+    environments = ("conforming", "hostile") if target.world in MACHINES else ("conforming",)
     seed = 0
     while (expected or kinds) and seed < 40_000:
-        for kind, arguments in generate(random.Random(seed), target, target.default_design).operations:
+        environment = environments[seed % len(environments)]
+        made = generate(random.Random(seed), target, target.default_design, environment=environment)
+        for kind, arguments in made.operations:
             kinds.discard(kind)
             for field, value in zip(OPERATIONS[kind].fields, arguments, strict=True):
                 expected.discard((kind, field.name, value))
         seed += 1
     assert not kinds
     assert not expected
+
+
+@pytest.mark.parametrize("target", WORLD_TARGETS, ids=lambda target: target.name)
+def test_a_hostile_scenario_has_only_what_its_switches_permit(target: Target) -> None:
+    """And only switches that were asked for, at least one of them; the conforming environment has none."""
+    if target.world not in MACHINES:
+        return
+    asked = ("silent-peers", "third-party-stops", "timer-ticks")
+    seen = set()
+    for seed in range(300):
+        made = checked(generate(random.Random(seed), target, target.default_design, "", "hostile", asked))
+        seen.add(made.switches)
+        assert made.switches
+        assert set().union(*map(switches_needed, made.operations)) <= set(made.switches) <= set(asked)
+        conforming = generate(random.Random(seed), target, target.default_design)
+        assert conforming.environment == "conforming"
+        assert not set().union(*map(switches_needed, conforming.operations))
+    assert len(seen) > 3
 
 
 def test_scenarios_of_a_lifecycle_look_sensible() -> None:
