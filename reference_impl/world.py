@@ -263,7 +263,7 @@ class PlatformWorld:
         self.platform.devices[index].behave(manner)
 
     def _store(self, manner: str) -> None:
-        self.platform.xenstored.manner = manner
+        self.platform.xenstored.behave(manner)
 
     # ---- names of the scenario ------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ _WRITABLE = ("data", "control", "attr", "error", "drivers", "messages")
 _SPECIAL_WATCHES = ("@introduceDomain", "@releaseDomain")
 _VALID_PATH = re.compile(r"(?:/[A-Za-z0-9_@-]+)+|/").fullmatch
 
-_XENSTORE = int(Kind.XENSTORE)
+_XENSTORE, _XENBUS_STATE = int(Kind.XENSTORE), int(Kind.XENBUS_STATE)
 _DIRECTORY, _READ, _WATCH, _WRITE = (
     int(MessageType.DIRECTORY),
     int(MessageType.READ),
@@ -164,6 +164,16 @@ class Xenstored:
         self._next_transaction = 1
         self._generation = 0
         self._changed: dict[str, int] = {}
+
+    def behave(self, manner: str) -> None:
+        """From now on it is "silent", or answers "twice" or "wrong".
+
+        Where it is silent, nobody hears any more what front ends say: their states are unknown, and recorded so.
+        """
+        self.manner = manner
+        if manner == "silent":
+            for device in self._platform.devices:
+                self.trace.add(_XENBUS_STATE, "frontend", device.path, (device.frontend_state, 0))
 
     # ---- conversation ---------------------------------------------------------------------------------------------
 
