@@ -34,7 +34,7 @@ def _bus_resets_twice(design: Design) -> Design:
 
     def exit_(self: BusTeardown) -> None:
         right.exit(self)
-        if not self.bus.store.in_use:
+        if not self.bus.platform.ring.user:
             self.bus.store.reset()
 
     return design._replace(bus=changed(right, exit=exit_))
