@@ -82,9 +82,14 @@ class Images:
         return image
 
     def place_of(self, address: int) -> str:
-        """An address as people read it: "XenBusDxe+0x2af"."""
+        """An address as people read it: "XenBusDxe+0x2af", or with the function's name, "MyDxe+0x2af [MyNotify+0xf]"."""
         image = self.at(address)
-        return f"{address:#x}" if image is None else f"{image.name}+{address - image.base:#x}"
+        if image is None:
+            return f"{address:#x}"
+        offset = address - image.base
+        symbols = image.source.symbols
+        name = None if symbols is None else symbols.symbol_at(offset)
+        return f"{image.name}+{offset:#x}{f' [{name}]' if name else ''}"
 
     def call(self, function: int, *arguments: int) -> int:
         """Call guest code; the 64 bits that it answers."""

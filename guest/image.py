@@ -14,9 +14,12 @@ BasePeCoffLib for what firmware makes of them.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from guest.symbols import Symbols
 
 SIZE_MAX = 16 << 20  # bytes of a file and of an image in memory; the largest drivers of the field have 2 MiB
 SECTIONS_MAX = 96  # what the PE specification allows
@@ -94,6 +97,7 @@ class Image:
     relocations    (RVA, REL_HIGHLOW or REL_DIR64), by their place in the file
     relocatable    False: it can be loaded at image_base only
     headers        what is loaded in front of the sections, at headers_rva
+    symbols        names for its addresses, where its build has left them beside it
     """
 
     name: str
@@ -109,6 +113,7 @@ class Image:
     relocatable: bool
     headers: bytes = field(repr=False)
     headers_rva: int
+    symbols: Symbols | None = field(default=None, repr=False, compare=False)
 
     def mapped(self, base: int) -> bytearray:
         """The image laid out and relocated for the address `base`: size_of_image bytes.
@@ -173,9 +178,10 @@ def open_image(spec: str, cache: Path | None = None) -> Image:
 
     Raises ImageError, with one line, for whatever is wrong; ExtraMissing where the extra `efi` is needed and missing.
     """
-    from guest import files  # late: it needs this module
+    from guest import files, symbols  # late: they need this module
 
-    return files.open_image(spec, cache)
+    image = files.open_image(spec, cache)
+    return replace(image, symbols=symbols.symbols_of(image, spec, cache))
 
 
 def _parse_pe(data: _Bytes) -> Image:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from guest.image import MACHINES, SCN_EXECUTE, SCN_READ, SCN_WRITE, SUBSYSTEMS, Image, Section, open_image
-from guest.symbols import symbols_of
 from guest.well_known import NAMES
 
 
@@ -97,10 +96,10 @@ class Report:
 def describe(spec: str, cache: Path | None = None) -> Report:
     """The report about the image that `spec` names, as `guest.image.open_image` understands it.
 
-    Raises ImageError and ExtraMissing as `open_image` and `symbols_of` do.
+    Raises ImageError and ExtraMissing as `open_image` does.
     """
     image = open_image(spec, cache)
-    return Report(image, len(symbols_of(image, spec, cache)), tuple(mentions(image)))
+    return Report(image, len(image.symbols or ()), tuple(mentions(image)))
 
 
 def mentions(image: Image) -> list[Mention]:

@@ -62,5 +62,6 @@ def check(reading: Reading) -> list[Finding]:
 def _finding(rule: str, agent: str, frames: list[str], step: int, seen: str) -> Finding:
     source, expected = RULES[rule]
     place = next((frame for frame in frames if not frame.endswith(LEAF)), frames[0])
+    place = place.partition(" ")[0]  # what names there are beside the image must not matter
     way = f", called from {', '.join(frames[1:])}" if frames[1:] else ""
     return Finding(ORACLE, rule, source, agent, place, step, expected, f"{agent}: {seen}, at {frames[0]}{way}.")

@@ -3,8 +3,15 @@ import struct
 import pytest
 
 from fuzz_targets.image_builder import DATA_PART, TEXT_PART, firmware_file, pe, volume
+from guest import files, firmware_volume
 from guest.image import ImageError, open_image, parse
 from guest.symbols import SIZE_MAX, Symbols, symbols_of
+from guest.world import FIRMWARE, open_drivers, run
+from oracles import judge
+from reference_impl import timeline
+from reference_impl.scenario import operation, scenario
+from reference_impl.trace import Kind
+from tests.guest.firmware import need_firmware
 
 IMAGE = parse(pe(image_base=0), "Driver")
 
@@ -198,3 +205,32 @@ def test_a_file_that_cannot_be_used_is_said(beside, suffix, content, message):
 def test_the_sections_of_the_tests_are_where_they_say():
     """The addresses above lie in the sections that the builder makes."""
     assert (TEXT_PART.rva, DATA_PART.rva) == (0x1000, 0x2000)
+
+
+def test_names_beside_an_image_reach_the_timeline(tmp_path):
+    """Backtraces and notification functions have them; what a finding is called does not depend on them."""
+    need_firmware()
+    shipped = firmware_volume.module((files.CACHE / FIRMWARE).read_bytes(), "XenBusDxe")
+    driver = tmp_path / "XenBusDxe.efi"
+    driver.write_bytes(shipped.image)
+    failure = operation("fail", call="AllocatePool -> EFI_OUT_OF_RESOURCES")
+
+    def described(*operations):
+        return scenario(world="efi-image", design="shipped", images=(str(driver),), operations=operations)
+
+    what = described(failure, operation("connect"))
+    open_drivers.cache_clear()
+    without = run(what)
+    (tmp_path / "XenBusDxe.map").write_text(
+        "Linker script and memory map\n"
+        " .text.MyNotify  0x00000000000002a0 0x20 a.obj\n"
+        " .text.MyAllocate 0x0000000000002c00 0x200 a.obj\n"
+    )
+    open_drivers.cache_clear()
+    trace = run(what)
+    assert trace.records[-1][0] == Kind.FAULT
+    assert trace.records[-1][6][1].startswith("XenBusDxe+0x2ceb [MyAllocate+0xeb]")
+    named = run(described(operation("connect")))
+    open_drivers.cache_clear()
+    assert "function=XenBusDxe+0x2af [MyNotify+0xf]" in "\n".join(timeline.lines(named))
+    assert [each.signature for each in judge(trace)] == [each.signature for each in judge(without)]
