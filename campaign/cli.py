@@ -123,7 +123,11 @@ def run(
         str, typer.Option(help="What may happen around the drivers; see `ebsfuzz list environments`.")
     ] = "conforming",
     switch: Annotated[
-        list[str] | None, typer.Option(help="A single permission of the environment; can be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="A single permission of the hostile environment; can be given several times. Without it all of them, in "
+            "every scenario some; see `ebsfuzz list switches`."
+        ),
     ] = None,
     fault: Annotated[str, typer.Option(help="Seeded fault to build in; see `ebsfuzz list faults`.")] = "",
     image: Annotated[
@@ -194,12 +198,16 @@ def run(
     from campaign.run import Campaign, Settings
     from fuzz_targets.registry import TARGETS
     from reference_impl.faulty import FAULTS
-    from reference_impl.scenario import ENVIRONMENTS, SWITCHES
+    from reference_impl.scenario import ENVIRONMENTS, SWITCHES, environments_of
 
     _known("--target", target, TARGETS)
     _known("--environment", environment, ENVIRONMENTS)
     for name in switch or ():
         _known("--switch", name, SWITCHES)
+    if environment not in environments_of(TARGETS[target].world):
+        raise UsageProblem(f"--environment: the target {target} has only the conforming one")
+    if switch and environment == "conforming":
+        raise UsageProblem("--switch: the conforming environment has none; --environment hostile has")
     if fault:
         _known("--fault", fault, FAULTS)
     designs = _designs(target, design)
@@ -214,7 +222,7 @@ def run(
         target=target,
         designs=designs,
         environment=environment,
-        switches=tuple(sorted(set(switch or ()))),
+        switches=tuple(sorted(set(switch or SWITCHES))) if environment == "hostile" else (),
         fault=fault,
         images=images,
         corpus=corpus,
@@ -513,6 +521,7 @@ class What(StrEnum):
     TARGETS = "targets"
     DESIGNS = "designs"
     ENVIRONMENTS = "environments"
+    SWITCHES = "switches"
     ORACLES = "oracles"
     FAULTS = "faults"
     SERVICES = "services"
@@ -548,6 +557,8 @@ def descriptions(what: What) -> dict[str, str]:
             return {name: f"{entry.world}: {entry.description}" for name, entry in scenario.DESIGNS.items()}
         case What.ENVIRONMENTS:
             return scenario.ENVIRONMENTS
+        case What.SWITCHES:
+            return scenario.SWITCHES
         case What.ORACLES:
             from oracles import ORACLES
 

@@ -77,6 +77,7 @@ class RecordedVerdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     world: str
     design: str
     environment: str
+    switches: tuple[str, ...]
     fault: str
     target: str
     orders: tuple[str | tuple[int, ...], ...]
@@ -125,6 +126,7 @@ def write(
         world=scenario.world,
         design=scenario.design,
         environment=scenario.environment,
+        switches=scenario.switches,
         fault=scenario.fault,
         target=target,
         orders=orders,

@@ -61,6 +61,7 @@ class Settings:
     """What a campaign is to do. `ebsfuzz run --help` says what each means.
 
     designs    ("",) for a target in a world that has none
+    switches   of the hostile environment, from which each scenario has some
     corpus     None: the repository's own for the target
     max_time_s, runs  None: no such limit; runs are those of each design
     jobs       None: one for each design, all side by side
@@ -345,6 +346,8 @@ class Campaign:
             design=assignment.design,
             fault=settings.fault,
             images=settings.images,
+            environment=settings.environment,
+            switches=settings.switches,
             folder=str(folder.resolve()),
             corpus=str(corpus.resolve()),
             seeds=str(seeds.resolve()),

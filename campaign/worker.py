@@ -43,8 +43,9 @@ _RUNS_PER_LOOK = 1024  # between two looks at whether the parent is still there
 class WorkerConfig(msgspec.Struct, frozen=True):
     """What a worker is to do.
 
-    target, design, fault, images
+    target, design, fault, images, environment
                    what is fuzzed; design "" in a world that has none
+    switches       of the hostile environment, from which each scenario has some
     folder         the worker's own, which exists
     corpus         folder of the design's corpus, shared with other workers; it exists
     seeds          folder of starting inputs, only read
@@ -58,6 +59,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     design: str
     fault: str
     images: tuple[str, ...]
+    environment: str
+    switches: tuple[str, ...]
     folder: str
     corpus: str
     seeds: str
@@ -122,6 +125,8 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
             design=config.design,
             fault=config.fault,
             images=config.images,
+            environment=config.environment,
+            switches=config.switches,
             arguments=[*arguments, config.corpus, config.seeds],
             on_verdict=on_verdict,
         )
@@ -154,7 +159,7 @@ def _fuzz_unguided(config: WorkerConfig, store: FindingStore, on_verdict: Callba
     gc.disable()
     try:
         while executions != config.runs and (end is None or time.monotonic() < end):
-            scenario = generate(random, target, config.design, config.fault)
+            scenario = generate(random, target, config.design, config.fault, config.environment, config.switches)
             if config.images:
                 scenario = replace(scenario, images=config.images)
             data = codec.encode(scenario)

@@ -6,7 +6,7 @@ length.
 
     version                                 selects a grammar
     world, design, environment              one byte each
-    number of switches, then one byte each  both count in a world that has a hostile environment, and switches only in it
+    number of switches, then one byte each  only those of a hostile environment count
     fault                                   0 is none
     reconnection                            even is true
     number of devices, then one byte each
@@ -29,8 +29,6 @@ from typing import Any
 from reference_impl.faulty import FAULTS
 from reference_impl.scenario import (
     DEVICE_KINDS,
-    ENVIRONMENTS,
-    MACHINES,
     MAX_DEVICES,
     MAX_IMAGES,
     MAX_OPERATIONS,
@@ -47,6 +45,7 @@ from reference_impl.scenario import (
     Scenario,
     canonical_order,
     designs_of,
+    environments_of,
     is_image_name,
     operations_of,
 )
@@ -56,7 +55,7 @@ SIZE_MAX = 65536
 
 _WORLDS = tuple(WORLDS)
 _DESIGNS = {world: designs_of(world) or ("",) for world in WORLDS}
-_ENVIRONMENTS = tuple(ENVIRONMENTS)
+_ENVIRONMENTS = {world: environments_of(world) for world in WORLDS}
 _SWITCHES = tuple(SWITCHES)
 _FAULTS = ("", *FAULTS)
 
@@ -94,7 +93,7 @@ def encode(scenario: Scenario) -> bytes:
     """The bytes of a valid scenario; equal scenarios have equal bytes."""
     out = bytearray((VERSION, _WORLDS.index(scenario.world)))
     out.append(_DESIGNS[scenario.world].index(scenario.design))
-    out.append(_ENVIRONMENTS.index(scenario.environment))
+    out.append(_ENVIRONMENTS[scenario.world].index(scenario.environment))
     out.append(len(scenario.switches))
     out += bytes(_SWITCHES.index(switch) for switch in scenario.switches)
     out.append(_FAULTS.index(scenario.fault))
@@ -141,7 +140,8 @@ def _decode_1(data: bytes) -> Scenario:
     world = _WORLDS[data[1] % len(_WORLDS)]
     designs = _DESIGNS[world]
     design = designs[data[2] % len(designs)]
-    environment = _ENVIRONMENTS[data[3] % len(_ENVIRONMENTS) if world in MACHINES else 0]
+    environments = _ENVIRONMENTS[world]
+    environment = environments[data[3] % len(environments)]
     at = 5
     switches: tuple[str, ...] = ()
     count = data[4] % (len(_SWITCHES) + 1)

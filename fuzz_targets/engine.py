@@ -25,7 +25,7 @@ from fuzz_targets.guidance import Guidance
 from fuzz_targets.mutator import Mutator
 from fuzz_targets.registry import TARGETS, Target
 from reference_impl.faulty import FAULTS
-from reference_impl.scenario import Scenario
+from reference_impl.scenario import SWITCHES, Scenario, environments_of
 
 if TYPE_CHECKING:
     from fuzz_targets.harness import Verdict
@@ -75,14 +75,17 @@ def fuzz(
     design: str | None,
     fault: str | None = "",
     images: tuple[str, ...] | None = (),
+    environment: str | None = "conforming",
+    switches: tuple[str, ...] = tuple(SWITCHES),
     arguments: list[str],
     on_verdict: Callable[[bytes, Scenario, Verdict], None],
     instrument: bool = True,
 ) -> NoReturn:
     """Fuzz until libFuzzer ends the process; never returns.
 
-    design, fault, images
+    design, fault, images, environment
                  what every scenario gets, whatever its bytes say. None: what the bytes say.
+    switches     those of the hostile environment that scenarios may have
     arguments    of libFuzzer, without the program's name; they win over the target's and the engine's own
     on_verdict   called after every run with the scenario, its bytes and its verdict, whose trace is emptied when it
                  returns. What it raises ends the process as a crash (exit status 77).
@@ -90,7 +93,7 @@ def fuzz(
 
     Raises EngineMissing before anything has run.
     """
-    run = Run(TARGETS[target_name], design, fault, on_verdict, images)
+    run = Run(Mutator(TARGETS[target_name], design, fault, images, environment, switches), on_verdict)
     run.start([sys.argv[0], *arguments], instrument=instrument)
 
 
@@ -100,16 +103,9 @@ class Run:
     executions  how many inputs have run
     """
 
-    def __init__(
-        self,
-        target: Target,
-        design: str | None,
-        fault: str | None,
-        on_verdict: Callable[[bytes, Scenario, Verdict], None],
-        images: tuple[str, ...] | None = (),
-    ) -> None:
-        self.target = target
-        self.mutator = Mutator(target, design, fault, images)
+    def __init__(self, mutator: Mutator, on_verdict: Callable[[bytes, Scenario, Verdict], None]) -> None:
+        self.target = mutator.target
+        self.mutator = mutator
         self.on_verdict = on_verdict
         self.executions = 0
         self._guidance: Guidance | None = None
@@ -222,8 +218,9 @@ def _functions(module: types.ModuleType) -> Iterator[types.FunctionType]:
 def main(target_name: str) -> NoReturn:
     """Run a target as plain libFuzzer program: options and paths from the command line, a crash for a finding.
 
-    EBSFUZZ_DESIGN and EBSFUZZ_FAULT say what is fuzzed; without them the target's default design and no fault. Inputs
-    given as files run as they are. `@FILE` stands for the arguments in a file, one a line.
+    EBSFUZZ_DESIGN, EBSFUZZ_FAULT and EBSFUZZ_ENVIRONMENT say what is fuzzed; without them the target's default design, no
+    fault, and the conforming environment. Inputs given as files run as they are. `@FILE` stands for the arguments in a
+    file, one a line.
     """
     from guest import ExtraMissing
     from guest.image import ImageError  # late: the target `pe_loader` imports it instrumented
@@ -235,10 +232,18 @@ def main(target_name: str) -> NoReturn:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     try:
         arguments = list(expanded(sys.argv[1:]))
-        design, fault = fixed(target, arguments)
+        design, fault, environment = fixed(target, arguments)
         images = None if design is None else ()
         target.prepare(design or target.default_design)
-        fuzz(target_name, design=design, fault=fault, images=images, arguments=arguments, on_verdict=raising(target))
+        fuzz(
+            target_name,
+            design=design,
+            fault=fault,
+            images=images,
+            environment=environment,
+            arguments=arguments,
+            on_verdict=raising(target),
+        )
     except (UsageError, ImageError, EngineMissing, ExtraMissing) as error:
         print(f"{target_name}: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, EngineMissing | ExtraMissing) else 2)
@@ -260,21 +265,25 @@ def expanded(arguments: list[str]) -> Iterator[str]:
             raise UsageError(f"{argument}: cannot be read: {error}") from None
 
 
-def fixed(target: Target, arguments: list[str]) -> tuple[str | None, str | None]:
-    """The design and the fault that every scenario gets; None for both where files are to be run as they are.
+def fixed(target: Target, arguments: list[str]) -> tuple[str | None, str | None, str | None]:
+    """Design, fault and environment that every scenario gets; None for all where files are to be run as they are.
 
     Raises UsageError for an unknown name.
     """
     paths = [argument for argument in arguments if not argument.startswith("-")]
     if paths and all(Path(path).is_file() for path in paths):
-        return None, None
+        return None, None, None
     design = os.environ.get("EBSFUZZ_DESIGN", target.default_design)
     fault = os.environ.get("EBSFUZZ_FAULT", "")
     if design not in target.designs:
         raise UsageError(f"EBSFUZZ_DESIGN: unknown {design!r}; one of {', '.join(target.designs)}")
     if fault and fault not in FAULTS:
         raise UsageError(f"EBSFUZZ_FAULT: unknown {fault!r}")
-    return design, fault
+    environment = os.environ.get("EBSFUZZ_ENVIRONMENT", "conforming")
+    known = environments_of(target.world)
+    if environment not in known:
+        raise UsageError(f"EBSFUZZ_ENVIRONMENT: unknown {environment!r}; one of {', '.join(known)}")
+    return design, fault, environment
 
 
 def raising(target: Target) -> Callable[[bytes, Scenario, Verdict], None]:

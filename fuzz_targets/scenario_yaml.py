@@ -28,9 +28,7 @@ import yaml
 from reference_impl.faulty import FAULTS
 from reference_impl.scenario import (
     DEVICE_KINDS,
-    ENVIRONMENTS,
     IMAGE_SIZE_MAX,
-    MACHINES,
     MAX_DEVICES,
     MAX_IMAGES,
     MAX_OPERATIONS,
@@ -46,6 +44,7 @@ from reference_impl.scenario import (
     Scenario,
     default_of,
     designs_of,
+    environments_of,
     is_image_name,
     operations_of,
     scenario,
@@ -182,8 +181,7 @@ class _Reader:
         if "images" in entries:
             values["images"] = self._images(entries["images"], world)
         if "environment" in entries:
-            known = ENVIRONMENTS if world in MACHINES else ("conforming",)
-            values["environment"] = self._name(entries["environment"], "environment", known)
+            values["environment"] = self._name(entries["environment"], "environment", environments_of(world))
         if "switches" in entries:
             values["switches"] = self._switches(entries["switches"])
             if values["switches"] and values.get("environment", "conforming") == "conforming":

@@ -402,7 +402,7 @@ def scenario(**values: Any) -> Scenario:
         problem = f"images: at most {MAX_IMAGES} names of at most {IMAGE_SIZE_MAX} bytes"
     elif made.environment not in ENVIRONMENTS:
         problem = f"environment: unknown {made.environment!r}"
-    elif made.environment != "conforming" and made.world not in MACHINES:
+    elif made.environment not in environments_of(made.world):
         problem = f"environment: the world {made.world!r} has only the conforming one"
     elif made.switches and made.environment == "conforming":
         problem = "switches: the conforming environment has none"
@@ -445,6 +445,11 @@ def is_image_name(text: str) -> bool:
 def designs_of(world: str) -> tuple[str, ...]:
     """The designs that a world has, in the table's order; none in a world without drivers."""
     return tuple(name for name, entry in DESIGNS.items() if entry.world == world)
+
+
+def environments_of(world: str) -> tuple[str, ...]:
+    """The environments that a world has; the conforming one alone where there is no machine."""
+    return tuple(ENVIRONMENTS) if world in MACHINES else ("conforming",)
 
 
 def operations_of(world: str) -> tuple[str, ...]:

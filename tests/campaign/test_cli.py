@@ -104,6 +104,11 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("run --target lifecicle", "--target: unknown 'lifecicle' (did you mean 'lifecycle'?)"),
         ("run --environment conformin", "--environment: unknown 'conformin' (did you mean 'conforming'?)"),
         ("run --switch loud", "--switch: unknown 'loud'"),
+        ("run --switch timer-ticks", "--switch: the conforming environment has none; --environment hostile has"),
+        (
+            "run --target xenstore_ring --environment hostile",
+            "--environment: the target xenstore_ring has only the conforming one",
+        ),
         ("run --fault bus-resets-twize", "(did you mean 'bus-resets-twice'?)"),
         ("run --target boot_services --design disconnect", "--design: the target boot_services has no designs"),
         ("run --max-time 5x", "--max-time: '5x' is no duration"),
@@ -136,7 +141,10 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("coverage quiet.bin --against missing.json", "missing.json: cannot be read: No such file"),
         ("list", "WHAT"),
         ("list orcles", "WHAT: unknown 'orcles' (did you mean 'oracles'?)"),
-        ("list zzzz", "WHAT: unknown 'zzzz'; one of targets, designs, environments, oracles, faults, services"),
+        (
+            "list zzzz",
+            "WHAT: unknown 'zzzz'; one of targets, designs, environments, switches, oracles, faults, services",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(files: Path, capsys: pytest.CaptureFixture[str], arguments: str, message: str) -> None:

@@ -75,6 +75,7 @@ def test_a_reproducer_is_a_folder_that_says_everything(tmp_path):
         "world": "platform",
         "design": "disconnect",
         "environment": "conforming",
+        "switches": [],
         "fault": "",
         "target": "",
         "orders": ["fifo", [1, 0]],

@@ -11,6 +11,7 @@ import pytest
 
 from fuzz_targets import codec, engine
 from fuzz_targets.engine import BlindError, CrashError, EngineMissing, Run, UsageError
+from fuzz_targets.mutator import Mutator
 from fuzz_targets.registry import TARGETS
 from reference_impl.scenario import Scenario, operation, scenario
 
@@ -160,7 +161,7 @@ def test_given_arguments_win_over_defaults(stand_in: StandIn) -> None:
 
 def test_an_error_of_the_mutator_ends_the_process_at_the_next_run(stand_in: StandIn) -> None:
     """What could not be raised in the mutator is raised here."""
-    run = Run(LIFECYCLE, "disconnect", "", lambda *_: None)
+    run = Run(Mutator(LIFECYCLE, "disconnect", ""), lambda *_: None)
     run.mutator.failure = ZeroDivisionError("planted")
     with pytest.raises(ZeroDivisionError, match="planted"):
         run.one_input(b"")
