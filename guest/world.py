@@ -146,6 +146,8 @@ class GuestWorld(PlatformWorld):
                 self.images, self.platform, interface, self._services_of_manager
             )
         self._request_page = self._memory.reserve(PAGE, PAGE)
+        if "page-0-mapped" in scenario.switches:
+            machine.map(0, PAGE)
         self._lay_out(hypercalls.address)
 
     def _lay_out(self, hypercall_page: int) -> None:

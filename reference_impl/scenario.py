@@ -65,6 +65,7 @@ SWITCHES: dict[str, str] = {
     "lying-peers": "a peer answers twice, or something wrong",
     "cleanup-fails": "armed failures hit calls that give back or finish, and devices that are closing",
     "failures-anywhere": "armed failures hit any call, outside of Start and in notifications too",
+    "page-0-mapped": "a guest finds memory at address 0, as on much real firmware: a NULL pointer is no fault there",
 }
 """Single permissions of the hostile environment; the conforming one has none. Several failures at once are permitted in
 both."""
