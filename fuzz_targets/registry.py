@@ -116,7 +116,9 @@ TARGETS: dict[str, Target] = {
             _DESIGNS,
             arguments=("-seed=1", "-runs=2000", "-use_cmp=0", "-entropic=0"),
             mutates=False,
-            known=(("disconnect", "memory-services/"), ("disconnect", "hand-over/")),
+            known=tuple(
+                ("disconnect", known) for known in ("memory-services/", "hand-over/", "start-stop/stop-during-exit/")
+            ),
         ),
         Target(
             "canary",

@@ -8,12 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from oracles import connection_reset, guest_fault, hand_over, memory_services, reference_count
+from oracles import (
+    connection_reset,
+    event_lifetime,
+    guest_fault,
+    hand_over,
+    memory_ownership,
+    memory_services,
+    protocol_usage,
+    reference_count,
+    start_stop,
+    tpl,
+    waiting,
+)
 from oracles.finding import Finding, Rule
 from oracles.reading import Reading
 from reference_impl.trace import Trace
 
-_MODULES = (connection_reset, reference_count, memory_services, hand_over, guest_fault)
+_MODULES = (
+    *(connection_reset, reference_count, memory_services, event_lifetime, tpl, protocol_usage, start_stop),
+    *(memory_ownership, waiting, hand_over, guest_fault),
+)
 
 ORACLES: dict[str, Callable[[Reading], Iterable[Finding]]] = {module.ORACLE: module.check for module in _MODULES}
 

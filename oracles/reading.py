@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from reference_impl.trace import Kind, Phase, RecordTuple, Trace
 from reference_impl.uefi.definitions import Tpl
+
+if TYPE_CHECKING:
+    from oracles.holdings import Book
 
 THIRD_PARTY = "third-party"
 """The agent that does in a hostile environment what nobody may: what happens inside its notification is its doing."""
@@ -26,16 +30,39 @@ PLATFORM_AGENTS = frozenset(
 """Agents that are no driver under test. What the environment itself does is never a finding."""
 
 _SERVICE, _ENTRY, _CORE_MEMORY = int(Kind.SERVICE), int(Kind.ENTRY), int(Kind.CORE_MEMORY)
+_INJECTED = int(Kind.INJECTED)
 _BOOT, _EXIT, _RUNTIME = int(Phase.BOOT), int(Phase.EXIT), int(Phase.RUNTIME)
 _TPL_NAMES = {int(tpl): f"TPL_{tpl.name}" for tpl in Tpl}
 
 KINDS = frozenset(
-    int(kind) for kind in (Kind.ENTRY, Kind.CONNECTION, Kind.RESET, Kind.REFERENCE, Kind.XENBUS_STATE, Kind.EXIT)
+    int(kind)
+    for kind in (
+        *(Kind.OPERATION, Kind.ENTRY, Kind.CONNECTION, Kind.RESET, Kind.REFERENCE, Kind.XENBUS_STATE),
+        *(Kind.EXIT, Kind.MEMORY, Kind.STUCK, Kind.INJECTED),
+    )
 )
 """Kinds whose records oracles ask about, whatever their names are."""
 
-NAMES = frozenset({"grant", "end"})
+NAMES = frozenset(
+    {
+        *("AllocatePool", "FreePool", "AllocatePages", "FreePages"),
+        *("CreateEvent", "CreateEventEx", "CloseEvent", "SignalEvent", "WaitForEvent", "CheckEvent", "SetTimer"),
+        "Stall",
+        *("InstallProtocolInterface", "InstallMultipleProtocolInterfaces", "ReinstallProtocolInterface"),
+        *("UninstallProtocolInterface", "UninstallMultipleProtocolInterfaces", "RegisterProtocolNotify"),
+        *("OpenProtocol", "CloseProtocol", "OpenProtocolInformation", "HandleProtocol"),
+        *("LocateHandleBuffer", "ProtocolsPerHandle", "ConnectController", "DisconnectController"),
+        *("EVTCHNOP_alloc_unbound", "EVTCHNOP_close", "XENMEM_add_to_physmap", "XENMEM_remove_from_physmap"),
+        *("grant", "end", "WATCH", "UNWATCH", "WRITE"),
+    }
+)
 """Names of the calls that oracles ask about; of services, hypercalls, grants and xenstore requests."""
+
+
+_OPENERS = frozenset(
+    {"RestoreTPL", "ExitBootServices", "LoadImage", "StartImage", "UnloadImage", "InstallConfigurationTable"}
+)
+"""Services that nobody asks about, in which driver code may run. All others of that sort are in `NAMES`."""
 
 
 class Entry:
@@ -45,14 +72,15 @@ class Entry:
     end        the first step that a reading knows behind it; the number of records where there is none
     depth      its nesting; what happens inside is deeper
     status     what it answered; None where it never returned
+    returned   the TPL at which it returned, None where that is the one at which it was entered
     outer      the entry that it happened in, None outside of driver code
     """
 
-    __slots__ = ("agent", "arguments", "depth", "end", "name", "outer", "status", "step")
+    __slots__ = ("agent", "arguments", "depth", "end", "name", "outer", "returned", "status", "step")
 
     def __init__(self, step: int, record: RecordTuple, outer: Entry | None) -> None:
         self.step = self.end = step
-        _, self.agent, _, self.depth, _, self.name, self.arguments, self.status, _ = record
+        _, self.agent, _, self.depth, _, self.name, self.arguments, self.status, self.returned = record
         self.outer = outer
 
     @property
@@ -67,9 +95,19 @@ class Entry:
         return self.status is not None and self.status != 0
 
     @property
+    def ending(self) -> str:
+        """How it ended, for people: "Start() of XenPvBlkDxe answered EFI_NOT_FOUND"."""
+        return f"{self.name}() of {self.agent} answered {self.status}"
+
+    @property
     def ends_managing(self) -> bool:
         """Whether it is a Stop() that ended managing the controller, and not only children."""
         return self.name == "Stop" and self.status == 0 and not self.arguments[1]
+
+    @property
+    def is_of_the_environment(self) -> bool:
+        """Whether it happened inside of the environment's own code, at any depth: then that is the cause of it."""
+        return any(entry.agent in PLATFORM_AGENTS for entry in self.outwards())
 
     def outwards(self) -> Iterator[Entry]:
         """This entry and those around it, from the inside out."""
@@ -86,17 +124,24 @@ class Reading:
     entries  into driver code that are over, in the order of their ends
     steps    kind of `KINDS`, or name of `NAMES` → the steps of its records
     around   step of such a record → the innermost entry that it happened in
+    book     what was taken and given back (`holdings.book_of`), once an oracle has asked for it
     """
 
-    __slots__ = ("around", "entries", "records", "steps")
+    __slots__ = ("around", "book", "entries", "records", "steps")
 
     def __init__(self, trace: Trace) -> None:
+        self.book: Book | None = None
         records = self.records = trace.records
         entries = self.entries = list[Entry]()
         steps = self.steps = dict[int | str, list[int]]()
         around = self.around = dict[int, Entry | None]()
         entry: Entry | None = None
-        for step in [step for step, record in enumerate(records) if record[0] in KINDS or record[5] in NAMES]:
+        kinds, names, openers = KINDS, NAMES, _OPENERS
+        for step in [
+            step
+            for step, record in enumerate(records)
+            if record[0] in kinds or record[5] in names or (record[5] in openers and opens(records, step))
+        ]:
             record = records[step]
             kind, depth = record[0], record[3]
             while entry is not None and depth <= entry.depth:
@@ -105,8 +150,10 @@ class Reading:
                 entry = entry.outer
             if kind == _CORE_MEMORY:
                 continue  # named for the service that it happens in
+            key = kind if kind in kinds else record[5]
+            if key in openers:
+                continue
             around[step] = entry
-            key = kind if kind in KINDS else record[5]
             if kind == _ENTRY:
                 entry = Entry(step, record, entry)
             elif key in steps:
@@ -120,6 +167,7 @@ class Reading:
 
     def steps_of(self, *keys: int | str) -> list[int]:
         """The steps of the records with these kinds and names, in order."""
+        assert all(key in KINDS or key in NAMES for key in keys), "the reading does not look at such records"
         found = [step for key in keys for step in self.steps.get(key, ())]
         found.sort()
         return found
@@ -134,6 +182,12 @@ class Reading:
                 position += 1
             yield entry
         yield from steps[position:]
+
+    def entry_at(self, step: int) -> Entry | None:
+        """The innermost entry that any step happened in."""
+        depth = self.records[step][3]
+        inside = [entry for entry in self.entries if entry.step < step < entry.end and entry.depth < depth]
+        return max(inside, key=lambda entry: entry.step, default=None)
 
     def who(self, step: int) -> str:
         """Whose doing a record is: the driver whose code ran there, and not a protocol that it called."""
@@ -184,6 +238,16 @@ def notifier_of(records: Sequence[RecordTuple], index: int) -> str:
 def tpl_name(tpl: int) -> str:
     """A task priority level as people write it: "TPL_CALLBACK", or "TPL 12" for one that has no name."""
     return _TPL_NAMES.get(tpl) or f"TPL {tpl}"
+
+
+def opens(records: Sequence[RecordTuple], step: int) -> bool:
+    """Whether anything happened inside of a call."""
+    return step + 1 < len(records) and records[step + 1][3] > records[step][3]
+
+
+def injected(records: Sequence[RecordTuple], step: int) -> bool:
+    """Whether the environment made this call fail: an armed failure fired in it."""
+    return opens(records, step) and records[step + 1][0] == _INJECTED
 
 
 def type_of(path: str) -> str:

@@ -62,9 +62,8 @@ def check(reading: Reading) -> list[Finding]:
     ends = [entry for entry in reading.entries if entry.ends_managing or (entry.name == "Start" and entry.failed)]
     for place in reading.course(ends, _REFERENCE, _EXIT):
         if isinstance(place, Entry):
-            for node in [node for node, reference in held.items() if reference.ends_with(place)]:
-                how = f"{place.name}() of {place.agent} answered {place.status}"
-                findings.append(_leak(node, held.pop(node), place.step, how))
+            left = [node for node, reference in held.items() if reference.ends_with(place)]
+            findings += [_leak(node, held.pop(node), place.step, place.ending) for node in left]
             continue
         kind, bus, _, _, _, name, arguments, _, count = reading.records[place]
         if kind == _EXIT:

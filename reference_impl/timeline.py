@@ -140,7 +140,10 @@ def _core_memory(record: Record) -> str:
 
 def _entry(record: Record) -> str:
     fields = _ENTRY_FIELDS.get(record.name, ())
-    return f"{record.agent} enters {record.name}({_arguments(fields, record.arguments)}){_answer(record)}"
+    entered = f"{record.agent} enters {record.name}({_arguments(fields, record.arguments)})"
+    status = "" if record.status is None else f" = {record.status}"
+    tpl = "" if record.value is None else f", and returns at {_name_of(Tpl, record.value, str)}"
+    return f"{entered}{status}{tpl}"
 
 
 def _injected(record: Record) -> str:

@@ -40,7 +40,7 @@ class Kind(IntEnum):
     CORE_MEMORY    the core itself allocates or frees, inside the service `name` that `agent` called;
                    ("allocate" or "free", bytes)
     ENTRY          driver code is entered: "Supported", "Start", "Stop", "Unload", "Notify", "ExitCallback" …;
-                   its arguments; EfiStatus
+                   its arguments; EfiStatus; the TPL at which it returned, None if at the one at which it was entered
     INJECTED       an armed failure fires, name of the call; (); the status that it will answer
     HYPERCALL      "EVTCHNOP_send"; as called; 0 or a negative errno; what it returned
     XENSTORE       xenstored answers a request, "READ"; (path, payload); "OK" or the error's name; the answer

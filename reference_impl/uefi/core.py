@@ -109,7 +109,8 @@ class Core:
         finally:
             trace.depth = depth
             self.entry = outer
-        records[index] = (_ENTRY, agent, tpl, depth, phase, entry, arguments, status, None)
+        returned = None if trace.tpl == tpl else trace.tpl
+        records[index] = (_ENTRY, agent, tpl, depth, phase, entry, arguments, status, returned)
         return status
 
     # ---- objects of Python drivers --------------------------------------------------------------------------------
@@ -129,7 +130,7 @@ class Core:
             raise EfiError(EfiStatus.NOT_FOUND)
         item, allocation = found
         if allocation and not self.memory.is_live(allocation):
-            self.trace.add(Kind.MEMORY, agent, "use-after-free", (address,), None, None)
+            self.trace.add(Kind.MEMORY, agent, "use-after-free", (address, self.memory.last_owner_of(allocation)))
         return item
 
     # ---- what the core allocates for itself -----------------------------------------------------------------------

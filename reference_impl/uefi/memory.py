@@ -411,6 +411,10 @@ class Memory:
             return self._used[address][3]
         return self._pages[address][2] if address in self._pages else ""
 
+    def last_owner_of(self, address: int) -> str:
+        """Owner of the allocation that started at `address` and was freed, "" if there was none."""
+        return self._freed_pool.get(address) or self._freed_pages.get(address, "")
+
     def live_count(self, owner: str) -> int:
         """How many allocations `owner` has: pool buffers, and runs of pages."""
         buffers = sum(1 for entry in self._used.values() if entry[3] == owner)

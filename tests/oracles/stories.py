@@ -12,12 +12,68 @@ from hypothesis import strategies as st
 from oracles import judge
 from oracles.reading import Reading
 from reference_impl.trace import Kind, Phase, Trace
-from reference_impl.uefi.definitions import Tpl
+from reference_impl.uefi import guids
+from reference_impl.uefi.definitions import (
+    BY_CHILD_CONTROLLER,
+    BY_DRIVER,
+    EVT_NOTIFY_SIGNAL,
+    EVT_SIGNAL_EXIT_BOOT_SERVICES,
+    Tpl,
+)
 from reference_impl.uefi.status import EfiStatus
 
 BUS, BLOCK, LOADER = "XenBusDxe", "XenPvBlkDxe", "os-loader"
-CONTROLLER = 2
+CONTROLLER, CHILD, SECOND_CHILD = 2, 8, 9
+BINDING = 3
+POOL, PAGES, EVENT, PORT = 0x1_0000_0000, 0x1E7F_D000, 0xE0000001, 5
 DISK, SECOND_DISK = "device/vbd/0", "device/vbd/1"
+FOR_CHILD = (CONTROLLER, guids.XENIO_PROTOCOL, BINDING, CHILD, BY_CHILD_CONTROLLER)
+"""Arguments of an OpenProtocol that records a child of the bus."""
+
+CALLS: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "AllocatePool": ((4, 64), POOL),
+    "FreePool": ((POOL,), None),
+    "AllocatePages": ((0, 4, 2, 0), PAGES),
+    "FreePages": ((PAGES, 2), None),
+    "GetMemoryMap": ((4096,), ((), 7, 48)),
+    "CreateEvent": ((EVT_SIGNAL_EXIT_BOOT_SERVICES, 8, "notify", POOL), EVENT),
+    "CreateEventEx": ((EVT_NOTIFY_SIGNAL, 8, "notify", POOL, guids.EVENT_GROUP_BEFORE_EXIT_BOOT_SERVICES), EVENT),
+    "CloseEvent": ((EVENT,), None),
+    "SignalEvent": ((EVENT,), None),
+    "CheckEvent": ((EVENT,), None),
+    "SetTimer": ((EVENT, 2, 100), None),
+    "WaitForEvent": (((EVENT,),), 0),
+    "RegisterProtocolNotify": ((guids.XENIO_PROTOCOL, EVENT), 0x77),
+    "InstallProtocolInterface": ((CHILD, guids.BLOCK_IO_PROTOCOL, 0, POOL), CHILD),
+    "InstallMultipleProtocolInterfaces": ((0, (guids.DEVICE_PATH_PROTOCOL, 1), (guids.XENBUS_PROTOCOL, 2)), CHILD),
+    "UninstallProtocolInterface": ((CHILD, guids.BLOCK_IO_PROTOCOL, POOL), None),
+    "UninstallMultipleProtocolInterfaces": ((CHILD, (guids.DEVICE_PATH_PROTOCOL, 1), (guids.XENBUS_PROTOCOL, 2)), None),
+    "ReinstallProtocolInterface": ((CHILD, guids.BLOCK_IO_PROTOCOL, POOL, POOL + 16), None),
+    "OpenProtocol": ((CONTROLLER, guids.XENIO_PROTOCOL, BINDING, CONTROLLER, BY_DRIVER), 0x1000),
+    "CloseProtocol": ((CONTROLLER, guids.XENIO_PROTOCOL, BINDING, CONTROLLER), None),
+    "OpenProtocolInformation": ((CONTROLLER, guids.XENIO_PROTOCOL), (POOL, ())),
+    "HandleProtocol": ((CONTROLLER, guids.XENIO_PROTOCOL), 0x1000),
+    "LocateProtocol": ((guids.XENIO_PROTOCOL,), 0x1000),
+    "LocateHandleBuffer": ((2, guids.XENIO_PROTOCOL, 0), (POOL, (CONTROLLER,))),
+    "ProtocolsPerHandle": ((CONTROLLER,), (POOL, ())),
+    "ConnectController": ((CONTROLLER, (), None, True), None),
+    "DisconnectController": ((CONTROLLER, 0, 0), None),
+    "LoadImage": (("Other",), 12),
+    "StartImage": ((12,), None),
+    "UnloadImage": ((12,), None),
+    "Stall": ((100,), None),
+    "RaiseTPL": ((16,), 4),
+    "RestoreTPL": ((4,), None),
+    "ExitBootServices": ((0, 7), None),
+    "EVTCHNOP_alloc_unbound": ((0,), PORT),
+    "EVTCHNOP_close": ((PORT,), None),
+    "XENMEM_add_to_physmap": ((0, 0, PAGES >> 12), None),
+    "XENMEM_remove_from_physmap": ((PAGES >> 12,), None),
+    "WATCH": (("backend/state", b"token\0"), None),
+    "UNWATCH": (("backend/state", b"token\0"), None),
+    "WRITE": (("device/vbd/0/state", b"5"), None),
+}
+"""Name of a call → what stories pass and what they get where nothing is said: one controller, one event, one buffer …"""
 
 
 class Nesting:
@@ -53,17 +109,62 @@ class Story:
         return Nesting(self.trace)
 
     def service(
-        self, name: str, agent: str = BUS, status: EfiStatus | None = EfiStatus.SUCCESS, *arguments: Any
+        self,
+        name: str,
+        agent: str = BUS,
+        status: EfiStatus | None = EfiStatus.SUCCESS,
+        *arguments: Any,
+        value: Any = None,
     ) -> Nesting:
-        """A boot service is called."""
-        return self.add(Kind.SERVICE, agent, name, arguments, status)
+        """A boot service is called. Where nothing is said, it is about the one thing of its kind, see `CALLS`."""
+        usual, answer = CALLS[name]
+        if value is None and status == EfiStatus.SUCCESS:
+            value = answer
+        return self.add(Kind.SERVICE, agent, name, arguments or usual, status, value)
+
+    def hypercall(self, name: str, agent: str = BUS, status: int = 0, *arguments: Any, value: Any = None) -> Nesting:
+        """The hypervisor is called."""
+        usual, answer = CALLS[name]
+        if value is None and status == 0:
+            value = answer
+        return self.add(Kind.HYPERCALL, agent, name, arguments or usual, status, value)
+
+    def xenstore(self, name: str, status: str = "OK", agent: str = BUS, *arguments: Any) -> Nesting:
+        """xenstored answers a request."""
+        return self.add(Kind.XENSTORE, agent, name, arguments or CALLS[name][0], status)
+
+    def injected(self, name: str, agent: str = BUS) -> Nesting:
+        """An armed failure fires."""
+        return self.add(Kind.INJECTED, agent, name, (), EfiStatus.INVALID_PARAMETER)
+
+    def misuse(self, name: str, agent: str = BUS, owner: str = BUS, address: int = POOL) -> Nesting:
+        """The memory model sees something that is wrong."""
+        return self.add(Kind.MEMORY, agent, name, (address, owner))
+
+    def stuck(self, name: str, agent: str = BUS, *arguments: Any) -> Nesting:
+        """The run ends here."""
+        return self.add(Kind.STUCK, agent, name, arguments)
+
+    def operation(self, name: str = "connect") -> Nesting:
+        """The scenario goes on."""
+        return self.add(Kind.OPERATION, "scenario", name)
 
     def entry(
-        self, name: str, agent: str = BUS, status: EfiStatus | None = EfiStatus.SUCCESS, *arguments: Any
+        self,
+        name: str,
+        agent: str = BUS,
+        status: EfiStatus | None = EfiStatus.SUCCESS,
+        *arguments: Any,
+        returned: int | None = None,
     ) -> Nesting:
         """Driver code is entered; Supported, Start and Stop for a controller, and Stop for no children."""
-        given = {"Supported": (CONTROLLER, None), "Start": (CONTROLLER, None), "Stop": (CONTROLLER, ())}
-        return self.add(Kind.ENTRY, agent, name, arguments or given.get(name, ()), status)
+        given = {
+            "Supported": (CONTROLLER, None),
+            "Start": (CONTROLLER, None),
+            "Stop": (CONTROLLER, ()),
+            "Notify": (EVENT, ""),
+        }
+        return self.add(Kind.ENTRY, agent, name, arguments or given.get(name, ()), status, returned)
 
     def core(self, deed: str, service: str, agent: str = BUS) -> Nesting:
         """The core allocates or frees for itself inside `service`, which `agent` called."""
@@ -90,11 +191,20 @@ class Story:
         return self.add(Kind.TAKE_OVER, "os", name, arguments, status, responsible)
 
     @contextmanager
-    def notification(self, agent: str = BUS, tpl: int = Tpl.CALLBACK) -> Iterator[None]:
+    def notification(
+        self, agent: str = BUS, tpl: int = Tpl.CALLBACK, event: int = EVENT, group: str = ""
+    ) -> Iterator[None]:
         """A notification function runs."""
         before, self.trace.tpl = self.trace.tpl, int(tpl)
-        with self.entry("Notify", agent):
+        with self.entry("Notify", agent, EfiStatus.SUCCESS, event, group):
             yield
+        self.trace.tpl = before
+
+    @contextmanager
+    def at(self, tpl: int) -> Iterator[None]:
+        """What follows happens at another TPL."""
+        before, self.trace.tpl = self.trace.tpl, int(tpl)
+        yield
         self.trace.tpl = before
 
     @contextmanager
@@ -132,38 +242,56 @@ class Story:
         return [finding.signature for finding in judge(self.trace)]
 
 
-_AGENTS = st.sampled_from((BUS, BLOCK, LOADER, "firmware", "os", ""))
-_SERVICES = st.sampled_from(("AllocatePool", "FreePages", "CloseEvent", "DisconnectController", "OpenProtocol"))
-_STATUSES = st.sampled_from((EfiStatus.SUCCESS, EfiStatus.OUT_OF_RESOURCES, EfiStatus.NOT_FOUND))
-_ADDRESSES = st.integers(0, 1 << 48)
-_EVENTS = st.one_of(
-    st.tuples(st.just(Kind.SERVICE), _SERVICES, st.tuples(_ADDRESSES), _STATUSES),
-    st.tuples(st.just(Kind.CORE_MEMORY), _SERVICES, st.tuples(st.sampled_from(("allocate", "free")), _ADDRESSES)),
-    st.tuples(st.just(Kind.ENTRY), st.sampled_from(("Start", "Stop", "Notify")), st.tuples(_ADDRESSES)),
-    st.tuples(
-        st.sampled_from((Kind.CONNECTION, Kind.RESET)),
-        st.sampled_from(("ring", "grant-table")),
-        st.tuples(st.integers(0, 2)),
-    ),
-    st.tuples(
-        st.just(Kind.TAKE_OVER),
-        st.sampled_from(("memory-map", "store", "device/vbd/0", "device/vbd/1", "device/vif/0")),
-        st.just(()),
-        st.sampled_from(("OK", "still in use")),
-    ),
-    st.tuples(
-        st.just(Kind.TAKE_OVER),
-        st.sampled_from(("grant-table", "event-channel")),
-        st.tuples(_ADDRESSES, st.sampled_from(("device/vbd/0", "device/vif/0"))),
-        st.sampled_from(("still in use",)),
-    ),
+_AGENTS = st.sampled_from((BUS, BLOCK, LOADER, "firmware", "os", "third-party", ""))
+_CALLS = st.sampled_from(
+    [name for name in CALLS if not name.startswith(("EVTCHNOP", "XENMEM", "WATCH", "UNWATCH", "WRITE"))]
 )
+_STATUSES = st.sampled_from((EfiStatus.SUCCESS, EfiStatus.OUT_OF_RESOURCES, EfiStatus.NOT_FOUND))
+_HANDLES = st.integers(2, 5)
+
+
+@st.composite
+def _happenings(draw: Any) -> tuple[Any, ...]:
+    """One record but for where it stands: kind, name, arguments, status, value. Numbers come from small ranges."""
+    number = draw(st.integers(0, 2))
+    status = draw(_STATUSES)
+    match draw(
+        st.sampled_from(("call", "call", "core", "entry", "connection", "take-over", "held", "reference", "misuse"))
+    ):
+        case "call":
+            name = draw(_CALLS)
+            arguments, value = CALLS[name]
+            return Kind.SERVICE, name, arguments, status, None if status else value
+        case "core":
+            deed = draw(st.sampled_from(("allocate", "free")))
+            return Kind.CORE_MEMORY, draw(_CALLS), (deed, number), None, number
+        case "entry":
+            name = draw(st.sampled_from(("Supported", "Start", "Stop", "Notify", "Unload")))
+            rest = {"Stop": draw(st.sampled_from(((), (CHILD,)))), "Notify": ""}.get(name)
+            return Kind.ENTRY, name, (draw(_HANDLES), rest), status, draw(st.sampled_from((None, None, 16)))
+        case "connection":
+            resource = draw(st.sampled_from(("ring", "grant-table")))
+            return draw(st.sampled_from((Kind.CONNECTION, Kind.RESET))), resource, (number,), None, None
+        case "take-over":
+            name = draw(st.sampled_from(("memory-map", "store", "device/vbd/0", "device/vbd/1", "device/vif/0")))
+            return Kind.TAKE_OVER, name, (), draw(st.sampled_from(("OK", "still in use"))), ""
+        case "held":
+            name = draw(st.sampled_from(("grant-table", "event-channel")))
+            return Kind.TAKE_OVER, name, (number, draw(st.sampled_from((DISK, "device/vif/0")))), "still in use", ""
+        case "reference":
+            name = draw(st.sampled_from(("AddReference", "RemoveReference")))
+            return Kind.REFERENCE, name, (draw(st.sampled_from((DISK, SECOND_DISK))),), None, number
+        case _:
+            name = draw(st.sampled_from(("double-free", "foreign-free", "use-after-free", "overrun")))
+            return Kind.MEMORY, name, (POOL, draw(st.sampled_from((BUS, BLOCK, LOADER)))), None, None
 
 
 @st.composite
 def traces(draw: Any, last_phase: Phase = Phase.RUNTIME) -> Trace:
     """Any trace: phases come in their order up to `last_phase`; depth grows by at most one from record to record."""
-    happens = st.tuples(st.integers(0, last_phase), _AGENTS, _EVENTS, st.integers(0, 4), st.integers(4, 31))
+    happens = st.tuples(
+        st.integers(0, last_phase), _AGENTS, _happenings(), st.integers(0, 4), st.sampled_from((4, 8, 12, 16, 31))
+    )
     trace = Trace()
     for phase, agent, (kind, *rest), depth, tpl in sorted(draw(st.lists(happens, max_size=25)), key=itemgetter(0)):
         if phase == Phase.RUNTIME != trace.phase:

@@ -225,7 +225,7 @@ def test_a_grant_without_a_table_is_a_use_after_its_reset(name: str) -> None:
     story.add(Kind.GRANT, BUS, name, (8,), "in use")
     assert story.signatures() == []
     story.reset("grant-table", 1)
-    with story.entry("Stop", BLOCK):
+    with story.notification(BLOCK):
         story.add(Kind.GRANT, BUS, name, (8,), "table not in the physmap")
     assert story.signatures() == ["connection-reset/use-after-reset/XenPvBlkDxe/grant-table"]
 

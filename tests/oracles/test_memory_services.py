@@ -48,6 +48,7 @@ def test_a_service_that_was_refused_memory_counts_as_allocating() -> None:
 def test_calls_inside_a_service_belong_to_the_driver_that_makes_them() -> None:
     """The bus disconnects, the block driver's Stop closes a protocol and frees: each answers for its own calls."""
     story = Story()
+    story.entry("Start", BLOCK)
     with story.exit(), story.notification(), story.service("DisconnectController"):
         story.core("allocate", "DisconnectController")
         with story.entry("Stop", BLOCK):
@@ -57,6 +58,7 @@ def test_calls_inside_a_service_belong_to_the_driver_that_makes_them() -> None:
         story.core("free", "DisconnectController")
     assert story.signatures() == [
         "memory-services/allocates-inside/XenBusDxe/DisconnectController",
+        "start-stop/stop-during-exit/XenBusDxe/Stop",
         "memory-services/frees-inside/XenPvBlkDxe/CloseProtocol",
         "memory-services/direct-call/XenPvBlkDxe/FreePool",
     ]

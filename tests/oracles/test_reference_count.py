@@ -14,6 +14,7 @@ NETWORK_CARD = "device/vif/0"
 def started(*devices: str) -> Story:
     """Each device was started on a controller of its own, numbered from 10, and holds a reference."""
     story = Story()
+    story.entry("Start", BUS)
     for number, device in enumerate(devices):
         with story.entry("Start", BLOCK, EfiStatus.SUCCESS, 10 + number, None):
             story.reference("Add", number + 1, device)
@@ -29,9 +30,9 @@ def test_a_stop_that_keeps_the_reference_leaks_it() -> None:
     story.entry("Stop", BLOCK, EfiStatus.SUCCESS, 10, ())
     (finding,) = check(story.reading)
     assert finding.signature == "reference-count/leak/XenPvBlkDxe/vbd"
-    assert finding.step == 6
+    assert finding.step == 7
     assert finding.seen == (
-        "XenPvBlkDxe added a reference for device/vbd/0 in step 1; Stop() of XenPvBlkDxe answered EFI_SUCCESS, "
+        "XenPvBlkDxe added a reference for device/vbd/0 in step 2; Stop() of XenPvBlkDxe answered EFI_SUCCESS, "
         "and it is still held."
     )
 
@@ -58,6 +59,7 @@ def test_the_end_of_the_bus_is_the_end_of_all_references() -> None:
 def test_another_drivers_stop_on_the_same_controller_ends_nothing() -> None:
     """A controller may have two drivers, by different protocols."""
     story = started(DISK)
+    story.entry("Start", "Other", EfiStatus.SUCCESS, 10, None)
     story.entry("Stop", "Other", EfiStatus.SUCCESS, 10, ())
     assert story.signatures() == []
 
@@ -78,7 +80,7 @@ def test_no_reference_is_held_when_the_operating_system_runs() -> None:
     assert finding.signature == "reference-count/leak/XenPvBlkDxe/vbd"
     assert story.trace.records[finding.step][5] == "runtime"
     assert finding.seen == (
-        "XenPvBlkDxe added a reference for device/vbd/0 in step 1; the operating system took over, and it is still held."
+        "XenPvBlkDxe added a reference for device/vbd/0 in step 2; the operating system took over, and it is still held."
     )
 
 
@@ -103,7 +105,7 @@ def test_adding_twice_is_unbalanced() -> None:
     assert finding.rule == "unbalanced"
     assert finding.seen == (
         "XenPvBlkDxe called AddReference for device/vbd/0 at TPL_CALLBACK, inside the notification of XenPvBlkDxe, "
-        "and held one since step 1."
+        "and held one since step 2."
     )
 
 
@@ -126,13 +128,14 @@ def test_removing_for_a_device_that_holds_none_is_unbalanced() -> None:
     with story.entry("Stop", BLOCK, EfiStatus.SUCCESS, 12, ()):
         story.reference("Remove", 0, DISK, False)
     (finding,) = check(story.reading)
-    assert (finding.rule, finding.step) == ("unbalanced", 3)
+    assert (finding.rule, finding.step) == ("unbalanced", 4)
     assert finding.seen.endswith("inside Stop of XenPvBlkDxe, and held none.")
 
 
 def test_a_reference_that_was_added_outside_of_driver_code_is_held_until_the_end() -> None:
     """Nobody's Start or Stop answers for it but the bus's hand-over."""
     story = Story()
+    story.entry("Start", BLOCK, EfiStatus.SUCCESS, 10, None)
     story.reference("Add", 1)
     story.entry("Stop", BLOCK, EfiStatus.SUCCESS, 10, ())
     assert story.signatures() == []

@@ -10,8 +10,12 @@ from hypothesis import given
 import oracles
 from oracles import DESCRIPTIONS, ORACLES, RULES, judge
 from reference_impl.trace import Kind, Trace
+from reference_impl.uefi.definitions import EventType, OpenAttribute, Tpl
 from tests.oracles.pairs import PAIRS
 from tests.oracles.stories import BLOCK, BUS, Story, traces
+
+WORDS = frozenset((*EventType, *OpenAttribute, *Tpl))
+"""Numbers that mean something by themselves. Where a handle has the same number, it keeps it."""
 
 
 @pytest.mark.parametrize("signature", PAIRS)
@@ -85,7 +89,7 @@ def test_signatures_do_not_depend_on_numbers_of_the_run(trace: Trace) -> None:
     """Other addresses, sizes, generations and device numbers give the same signatures at the same steps."""
 
     def renumbered(value: Any) -> Any:
-        return value * 3 + 7 if isinstance(value, int) else value
+        return value * 3 + 7 if isinstance(value, int) and value not in WORDS else value
 
     other = Trace()
     for kind, agent, tpl, depth, phase, name, arguments, status, value in trace.records:
