@@ -42,7 +42,7 @@ _POSITIONS = ("outside of the exit", "before the bus's notification", "in the bu
 _FLAGS = {"never set": (_POSITIONS[0], _POSITIONS[2]), "FALSE": _POSITIONS, "TRUE": _POSITIONS[1:]}
 """Hand-over flag → where the bus's notification can be. Only what happens in an exit makes it TRUE, and only a Stop makes
 it FALSE."""
-_PLACES = ("bus first", "bus between", "bus last", "bus alone", "no bus")
+_PLACES = ("bus alone", "bus first", "bus between", "bus last", "no bus")
 _RAISED = 8  # TPL_CALLBACK
 
 

@@ -486,6 +486,21 @@ def coverage(
     return Exit.NOTHING_FOUND if result.enough else Exit.FINDINGS
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A campaign's folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="File for the page. Without it, report.html in the folder.")] = None,
+    scenarios: Annotated[
+        int, typer.Option(min=0, help="How many of the corpus run again for the map of behaviour, evenly spread.")
+    ] = 2000,
+) -> int:
+    """Make one HTML page of a campaign: findings, coverage over time, behaviour, configuration. It works offline."""
+    from campaign.report import write_report
+
+    print(write_report(folder, out, scenarios))
+    return Exit.NOTHING_FOUND
+
+
 # ---- real images --------------------------------------------------------------------------------------------------
 
 

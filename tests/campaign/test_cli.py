@@ -58,7 +58,7 @@ def every_command() -> dict[str, Any]:
 
 def test_the_commands_are_those_of_the_design() -> None:
     """What comes later is not offered."""
-    assert sorted(every_command()) == ["convert", "coverage", "inspect", "list", "minimize", "replay", "run"]
+    assert sorted(every_command()) == ["convert", "coverage", "inspect", "list", "minimize", "replay", "report", "run"]
 
 
 def test_run_has_the_options_of_the_design() -> None:
