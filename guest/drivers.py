@@ -16,11 +16,16 @@ from guest.image import Image
 from guest.machine import CODE_END, EXECUTE, PAGE, READ, STACK_END, WRITE, GuestFault, Machine
 from guest.tables import FirmwareMemory
 from reference_impl.uefi.boot_services import BootServices
+from reference_impl.uefi.definitions import BOOT_SERVICES_DATA
 from reference_impl.uefi.status import EfiError, EfiStatus
 
 FRAMES_MAX = 8
 LEAF = " (leaf)"
 STACK_SCAN = 0x2000  # bytes of stack in which a backtrace looks for return addresses
+
+LOADED_IMAGE_SIZE = 96  # bytes of EFI_LOADED_IMAGE_PROTOCOL
+_UNLOAD = 88
+BOOT_SERVICES_CODE = 3
 
 _ERROR = 1 << 63
 _KNOWN = {int(status): status for status in EfiStatus}
@@ -183,9 +188,33 @@ class GuestImage:
             pc = target if target > pc else pc + size  # a jump back is a loop, which ends here
         return False
 
-    def entry_point(self, system_table: int) -> None:
-        """Run the image's entry point. Raises EfiError for the status that it answers (UEFI 2.10 §4.1)."""
-        self._images.enter(self.base + self.source.entry_point, self.handle, system_table)
+    def start(self, system_table: int) -> None:
+        """Fill EFI_LOADED_IMAGE_PROTOCOL and run the entry point (UEFI 2.10 §4.1 and §9.1).
+
+        Raises EfiError for an error that the entry point answers; the image is then gone from memory.
+        """
+        images, services = self._images, self.services
+        machine = images.machine
+        known = services.core.handles.loaded_image(self.handle)
+        assert known is not None, "an image handle comes first"
+        interface = known.address
+        machine.map_pool(interface + LOADED_IMAGE_SIZE)
+        # Revision, no parent; no device, path and options; code and data type; Unload is set by the image.
+        machine.write(
+            interface,
+            struct.pack("<IxxxxQQ", 0x1000, 0, system_table)
+            + struct.pack("<QQQIxxxxQ", 0, 0, 0, 0, 0)
+            + struct.pack("<QQIIQ", self.base, self.size, BOOT_SERVICES_CODE, BOOT_SERVICES_DATA, 0),
+        )
+        entry = self.base + self.source.entry_point
+        arguments = (self.handle, system_table)
+        status = services.core.enter(self.name, "EntryPoint", arguments[:1], images.enter, entry, *arguments)
+        if status:
+            self.remove()
+            raise EfiError(status)
+        unload = machine.u64(interface + _UNLOAD)
+        if unload:
+            known.unload = lambda handle: images.enter(unload, handle)
 
 
 class GuestFunction:

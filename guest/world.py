@@ -247,37 +247,12 @@ class GuestWorld(PlatformWorld):
         source = self._sources[name]
         services = BootServices(self.core, source.name)
         services.image_handle = make_handle(source.name)
-        image = self.images.load(source, services)
-        known = self.core.handles.loaded_image(services.image_handle)
-        assert known is not None
-        self._loaded[name] = image
-        interface = known.address
-        machine = self.machine
-        machine.map_pool(interface + PAGE)
-        system_table = self.thunks.tables.system_table
-        loaded_image = struct.pack(
-            "<I4x5QI4xQQQIIQ",
-            *(
-                0x1000,
-                0,
-                system_table,
-                0,
-                0,
-                0,
-                0,
-                0,
-            ),  # revision, parent, system table, device, path, reserved, options
-            *(image.base, image.size, 3, 4, 0),  # code and data type, no Unload yet
-        )
-        machine.write(interface, loaded_image)
-        status = self.core.enter(image.name, "EntryPoint", (image.handle,), image.entry_point, system_table)
-        if status:
-            image.remove()
+        image = self._loaded[name] = self.images.load(source, services)
+        try:
+            image.start(self.thunks.tables.system_table)
+        except EfiError:
             del self._loaded[name]
-            raise EfiError(status)
-        unload = machine.u64(interface + 88)
-        if unload:
-            known.unload = lambda handle: self.images.enter(unload, handle)
+            raise
 
     # ---- names of the scenario ------------------------------------------------------------------------------------
 
