@@ -592,6 +592,7 @@ def descriptions(what: What) -> dict[str, str]:
                     ("hypercall", failures.HYPERCALLS),
                     ("xenstore request", failures.XENSTORE_REQUESTS),
                     ("PCI access", failures.PCI_ACCESSES),
+                    ("service for real drivers", failures.GUEST_SERVICES),
                 )
                 for name, answers in calls.items()
             }

@@ -40,9 +40,10 @@ PCD_SERVICES = (
     *("Set8Ex", "Set16Ex", "Set32Ex", "Set64Ex", "SetPtrEx", "SetBoolEx"),
     *("CallbackOnSet", "CancelCallback", "GetNextToken", "GetNextTokenSpace"),
 )
-"""The members of PCD_PROTOCOL (PI 1.8 volume 3 §8)."""
+"""The members of edk2's PCD_PROTOCOL. Those of EFI_PCD_PROTOCOL are the same without "Ex" (PI 1.8 volume 3 §8)."""
 
 PCD_PROTOCOL = "11b34006-d85b-4d0a-a290-d5a571310ef7"
+PI_PCD_PROTOCOL = "13a3f0f6-264a-3ef0-f2e0-dec512342f34"
 HOB_LIST_TABLE = "7739f24c-93d7-11d4-9a3a-0090273fc14d"
 XEN_INFO_HOB = "d3b46f3b-d441-1244-9a12-0012273fc14d"
 

@@ -3,8 +3,8 @@
 A trap translates and nothing more: pointers to values, GUIDs to text, NULL for an answer to `out=False`; calls the
 service of the same name on the `BootServices` of the image that called (the return address tells which); writes the
 answer where the caller wants it; and gives the status. There is no second implementation of a service here. What is no
-service of the core (copying memory, the monotonic counter, variables) is at the end, and what is not modelled answers
-EFI_UNSUPPORTED: `LocateDevicePath`, `LoadImage`, `StartImage`, `Exit`, all runtime services.
+service of the core (copying memory, the monotonic counter) is at the end, and what is not modelled answers
+EFI_UNSUPPORTED: `LoadImage`, `StartImage`, `Exit`, alarms, capsules, virtual addresses.
 
 Where a guest hands the core something that the core looks at, it gets an object at that address: a driver binding
 (`drivers.GuestBinding`), a device path (its bytes).
@@ -22,7 +22,7 @@ from guest.calling_convention import CallingConvention
 from guest.drivers import GuestBinding, GuestFunction, Images
 from guest.heap import Heap
 from guest.machine import Machine
-from guest.tables import BOOT_SERVICES, PCD_SERVICES, RUNTIME_SERVICES, FirmwareMemory, Tables
+from guest.tables import BOOT_SERVICES, PCD_SERVICES, RUNTIME_SERVICES, FirmwareMemory, Tables, guid_bytes
 from guest.task_priority import TaskPriority
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
@@ -31,8 +31,10 @@ from reference_impl.uefi.definitions import EVT_NOTIFY_SIGNAL, EVT_NOTIFY_WAIT
 from reference_impl.uefi.events import POLL_100NS, WaitError
 from reference_impl.uefi.handle_database import RefusalWithValue
 from reference_impl.uefi.memory import MemoryMapTooSmall
+from reference_impl.uefi.runtime_services import RuntimeServices, RuntimeState
 from reference_impl.uefi.status import EfiError, EfiStatus
 
+PCD_SIZE_MAX = 256  # bytes that a PCD pointer can be followed
 HOST_BRIDGE = 0x1237  # the device id of QEMU's i440FX, the one PCD that library constructors ask for
 
 Thunk = Callable[[BootServices, int, int, int, int, int], "int | None"]
@@ -41,6 +43,7 @@ Thunk = Callable[[BootServices, int, int, int, int, int], "int | None"]
 _UNSUPPORTED = int(EfiStatus.UNSUPPORTED)
 _DEVICE_PATH_MAX = 4096
 _PAIRS_MAX = 64
+_TEXT_MAX = 4096
 _MASK32 = 0xFFFFFFFF
 
 
@@ -70,10 +73,31 @@ class Thunks:
         self.task_priority = TaskPriority(convention, core.trace, core.events, boot["RaiseTPL"], boot["RestoreTPL"])
         boot |= {"RaiseTPL": self.task_priority.raise_tpl, "RestoreTPL": self.task_priority.restore_tpl}
         unsupported = self.write(self._unsupported)
-        self.tables = Tables(firmware, boot, dict.fromkeys(RUNTIME_SERVICES, unsupported))
-        get16 = self.write(lambda *_: HOST_BRIDGE)
-        self.pcd = firmware.place(
-            b"".join(struct.pack("<Q", get16 if name == "Get16" else unsupported) for name in PCD_SERVICES)
+        self._runtime_state = RuntimeState()
+        self._runtime_services: dict[str, RuntimeServices] = {}
+        runtime = {
+            name: unsupported if name in _NOT_MODELLED else self.write(_thunk(self, name)) for name in RUNTIME_SERVICES
+        }
+        self.tables = Tables(firmware, boot, runtime)
+        self.pcd, self.pi_pcd = self._place_pcd()
+
+    def _place_pcd(self) -> tuple[int, ...]:
+        """PCD_PROTOCOL and EFI_PCD_PROTOCOL: the host bridge's id as 16 bits, what is a byte is 1, or on, all else 0.
+
+        Gives their addresses. Nothing is known of tokens, which differ from build to build.
+        """
+        on = self.write(lambda *_: 1)
+        nothing = self.write(lambda *_: 0)
+        zeros = self.firmware.reserve(PCD_SIZE_MAX)
+        members = {
+            "Get16": self.write(lambda *_: HOST_BRIDGE),
+            **dict.fromkeys(("Get8", "Get8Ex", "GetBool", "GetBoolEx"), on),
+            **dict.fromkeys(("GetPtr", "GetPtrEx"), self.write(lambda *_: zeros)),
+            **dict.fromkeys(("GetNextToken", "GetNextTokenSpace"), self.write(lambda *_: int(EfiStatus.NOT_FOUND))),
+        }
+        return tuple(
+            self.firmware.place(b"".join(struct.pack("<Q", members.get(name, nothing)) for name in names))
+            for names in (PCD_SERVICES, [name for name in PCD_SERVICES if not name.endswith("Ex")])
         )
 
     def write(self, thunk: Thunk) -> int:
@@ -130,6 +154,14 @@ class Thunks:
             if kind == 0x7F and subtype == 0xFF:
                 break
         return machine.read(address, end - address)
+
+    def _wide_text(self, address: int) -> str:
+        """The UTF-16 text at an address, up to its end. Raises GuestFault where it runs into memory that is not there."""
+        units: list[int] = []
+        while len(units) < _TEXT_MAX and (unit := self.machine.u16(address)):
+            units.append(unit)
+            address += 2
+        return struct.pack(f"<{len(units)}H", *units).decode("utf-16le", "surrogatepass")
 
     def _pairs(self, first: int, more: Callable[[int], int]) -> tuple[tuple[str, int], ...]:
         """The (protocol, interface) pairs of a C caller, up to the null pointer that ends them."""
@@ -385,6 +417,87 @@ class Thunks:
         services.install_configuration_table(self._guid(guid), table)
         self.tables.set_configuration_tables(self.core.configuration_tables.tables)
 
+    def _locate_device_path(self, services: BootServices, protocol: int, path: int, out: int, *_: int) -> None:
+        machine = self.machine
+        place = machine.u64(path) if path else 0
+        known = self._device_path(place) if place else None
+        handle, length = services.locate_device_path(self._guid(protocol), known, bool(out))
+        machine.put_u64(out, handle)
+        machine.put_u64(path, place + length)
+
+    # ---- runtime services -----------------------------------------------------------------------------------------
+
+    def _runtime(self, services: BootServices) -> RuntimeServices:
+        runtime = self._runtime_services.get(services.agent)
+        if runtime is None:
+            runtime = RuntimeServices(services.core, services.agent, self._runtime_state)
+            self._runtime_services[services.agent] = runtime
+        return runtime
+
+    def _get_time(self, services: BootServices, out: int, capabilities: int, *_: int) -> None:
+        time = self._runtime(services).get_time(bool(out))
+        year, month, day, hour, minute, second, nanosecond = time
+        unspecified = 0x07FF  # time zone
+        packed = struct.pack("<HBBBBBxIhBx", year, month, day, hour, minute, second, nanosecond, unspecified, 0)
+        self.machine.write(out, packed)
+        if capabilities:
+            self.machine.write(capabilities, struct.pack("<IIB", 1, 0, 0))
+
+    def _get_variable(
+        self, services: BootServices, name: int, vendor: int, attributes: int, size: int, sp: int
+    ) -> None:
+        machine = self.machine
+        out = self.argument(sp, 4)
+        if not name or not size:
+            raise EfiError(EfiStatus.INVALID_PARAMETER)
+        room = machine.u64(size)
+        try:
+            found = self._runtime(services).get_variable(self._wide_text(name), self._guid(vendor), room)
+        except RefusalWithValue as refusal:
+            machine.put_u64(size, refusal.value)
+            raise
+        machine.put_u64(size, len(found.data))
+        if attributes:
+            machine.put_u32(attributes, found.attributes)
+        machine.write(out, found.data)
+
+    def _get_next_variable_name(self, services: BootServices, size: int, name: int, vendor: int, *_: int) -> None:
+        machine = self.machine
+        if not size or not name or not vendor:
+            raise EfiError(EfiStatus.INVALID_PARAMETER)
+        try:
+            next_name, next_vendor = self._runtime(services).get_next_variable_name(
+                self._wide_text(name), self._guid(vendor), machine.u64(size)
+            )
+        except RefusalWithValue as refusal:
+            machine.put_u64(size, refusal.value)
+            raise
+        data = next_name.encode("utf-16le", "surrogatepass") + bytes(2)
+        machine.write(name, data)
+        machine.write(vendor, guid_bytes(next_vendor))
+        machine.put_u64(size, len(data))
+
+    def _set_variable(
+        self, services: BootServices, name: int, vendor: int, attributes: int, size: int, sp: int
+    ) -> None:
+        data = self.machine.read(self.argument(sp, 4), size) if size else b""
+        text = self._wide_text(name) if name else ""
+        self._runtime(services).set_variable(text, self._guid(vendor), attributes & _MASK32, data)
+
+    def _query_variable_info(self, services: BootServices, attributes: int, *places: int) -> None:
+        if not all(places[:3]):
+            raise EfiError(EfiStatus.INVALID_PARAMETER)
+        sizes = self._runtime(services).query_variable_info(attributes & _MASK32)
+        for place, size in zip(places, sizes, strict=False):
+            self.machine.put_u64(place, size)
+
+    def _get_next_high_monotonic_count(self, services: BootServices, out: int, *_: int) -> None:
+        count = self._runtime(services).get_next_high_monotonic_count(bool(out))
+        self.machine.put_u32(out, count)
+
+    def _reset_system(self, services: BootServices, kind: int, status: int, *_: int) -> None:
+        self._runtime(services).reset_system(kind & _MASK32, status)
+
     # ---- what is no service of the core ---------------------------------------------------------------------------
 
     def _get_next_monotonic_count(self, services: BootServices, out: int, *_: int) -> None:
@@ -413,7 +526,13 @@ class Thunks:
         return _UNSUPPORTED
 
 
-_NOT_MODELLED = frozenset({"LocateDevicePath", "LoadImage", "StartImage", "Exit"})
+_NOT_MODELLED = frozenset(
+    {
+        *("LoadImage", "StartImage", "Exit"),
+        *("SetTime", "GetWakeupTime", "SetWakeupTime", "SetVirtualAddressMap", "ConvertPointer"),
+        *("UpdateCapsule", "QueryCapsuleCapabilities"),
+    }
+)
 
 
 def _thunk(thunks: Thunks, service: str) -> Thunk:

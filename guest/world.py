@@ -19,7 +19,7 @@ from guest.drivers import GuestImage, Images
 from guest.image import Image, ImageError, open_image
 from guest.machine import PAGE, GuestFault, Machine, NotCountedError
 from guest.pci_io import PciIoInterface, xen_platform_device
-from guest.tables import HOB_LIST_TABLE, PCD_PROTOCOL, FirmwareMemory, place_hobs
+from guest.tables import HOB_LIST_TABLE, PCD_PROTOCOL, PI_PCD_PROTOCOL, FirmwareMemory, place_hobs
 from guest.thunks import Thunks
 from guest.xen import GuestPlatform, HypercallPage
 from guest.xenbus_protocol import NODE, GuestXenBus, ModelServices, XenBusInterface, text_at
@@ -157,7 +157,7 @@ class GuestWorld(PlatformWorld):
         install = core.handles.install
         core.configuration_tables.install(HOB_LIST_TABLE, place_hobs(memory, hypercall_page))
         self.thunks.tables.set_configuration_tables(core.configuration_tables.tables)
-        install(0, PCD_PROTOCOL, self.thunks.pcd)
+        install(install(0, PCD_PROTOCOL, self.thunks.pcd), PI_PCD_PROTOCOL, self.thunks.pi_pcd)
         path = core.place(memory.place(_CONTROLLER_PATH), _CONTROLLER_PATH)
         self._controller = install(0, guids.DEVICE_PATH_PROTOCOL, path)
         if "xenio" in self._sources:

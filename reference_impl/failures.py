@@ -98,7 +98,18 @@ PCI_ACCESSES: _Calls = {  # EFI_PCI_IO_PROTOCOL: UEFI 2.10 §14.4
     "PciIo.SetBarAttributes": (_S.UNSUPPORTED, _S.OUT_OF_RESOURCES),
 }
 
-CALLS: _Calls = {**BOOT_SERVICES, **HYPERCALLS, **XENSTORE_REQUESTS, **PCI_ACCESSES}
+GUEST_SERVICES: _Calls = {  # what only real drivers ask for: UEFI 2.10 §7.3.8 and §8
+    "LocateDevicePath": (_S.NOT_FOUND,),
+    "GetTime": (_S.DEVICE_ERROR,),
+    "GetVariable": (_S.NOT_FOUND, _S.DEVICE_ERROR),
+    "GetNextVariableName": (_S.DEVICE_ERROR,),
+    "SetVariable": (_S.OUT_OF_RESOURCES, _S.WRITE_PROTECTED, _S.DEVICE_ERROR),
+    "QueryVariableInfo": (_S.UNSUPPORTED,),
+    "GetNextHighMonotonicCount": (_S.DEVICE_ERROR,),
+    "ResetSystem": (),
+}
+
+CALLS: _Calls = {**BOOT_SERVICES, **HYPERCALLS, **XENSTORE_REQUESTS, **PCI_ACCESSES, **GUEST_SERVICES}
 """All of them. New ones come last: a failure's place in the list is its byte in a scenario."""
 
 ALLOCATIONS = frozenset({"AllocatePool", "AllocatePages"})

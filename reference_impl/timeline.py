@@ -38,6 +38,7 @@ from reference_impl.uefi.definitions import (
     Tpl,
 )
 from reference_impl.uefi.pci_io import PciIo
+from reference_impl.uefi.runtime_services import RuntimeServices
 from reference_impl.uefi.status import EfiStatus
 
 HEADER = "    step  phase    TPL          what happened"
@@ -226,6 +227,11 @@ def _fault(record: Record) -> str:
     return f"{record.agent} faults: {what}, at {', called from '.join(frames)}"
 
 
+def _stray(record: Record) -> str:
+    port, *frames = record.arguments
+    return f'{record.agent}: "{record.name}" with port {port:#x}, where nothing is, called from {", ".join(frames)}'
+
+
 _PHRASES: dict[int, Callable[[Record], str]] = {
     Kind.OPERATION: _operation,
     Kind.SERVICE: _service,
@@ -246,6 +252,7 @@ _PHRASES: dict[int, Callable[[Record], str]] = {
     Kind.STUCK: _stuck,
     Kind.DRIVER_STATE: _driver_state,
     Kind.FAULT: _fault,
+    Kind.STRAY: _stray,
 }
 
 
@@ -256,7 +263,7 @@ _PHRASES: dict[int, Callable[[Record], str]] = {
 def _service_fields() -> dict[str, tuple[str, ...]]:
     """The arguments' names of every service, from the methods' signatures."""
     fields = {}
-    for services in (BootServices, PciIo):
+    for services in (BootServices, RuntimeServices, PciIo):
         for attribute in dir(services):
             method = getattr(services, attribute)
             name = getattr(method, "service_name", None)

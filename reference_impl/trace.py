@@ -63,6 +63,8 @@ class Kind(IntEnum):
     FAULT          guest code did what no processor allows, and the run ends: "read", "write", "fetch" of memory that is
                    not there, "exception", "halt"; (address, where, who called …), "XenBusDxe+0x489 (leaf)" where a
                    function that calls no other did what its caller says; None; which exception, or None
+    STRAY          guest code uses an I/O port where nothing is, "in" or "out", for the first time at this place;
+                   (port, who called …)
     """
 
     OPERATION = 0
@@ -84,6 +86,7 @@ class Kind(IntEnum):
     STUCK = 16
     DRIVER_STATE = 17
     FAULT = 18
+    STRAY = 19
 
 
 class Phase(IntEnum):

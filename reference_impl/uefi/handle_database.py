@@ -718,6 +718,31 @@ class ProtocolServices:
             raise EfiError(_INVALID_PARAMETER)
         return self.core.handles.locate_protocol(protocol, registration)
 
+    @service("LocateDevicePath")
+    def locate_device_path(self, protocol: str, path: bytes | None, out: bool = True) -> tuple[int, int]:
+        """The handle with `protocol` whose device path is the longest beginning of `path`; and that beginning's length.
+
+        EFI_INVALID_PARAMETER: no protocol, no path, no place for the handle. EFI_NOT_FOUND. UEFI 2.10 §7.3.8.
+        """
+        if not protocol or path is None:
+            raise EfiError(_INVALID_PARAMETER)
+        database = self.core.handles
+        handles = database.handles_with(protocol)
+        if not handles:
+            raise EfiError(_NOT_FOUND)
+        buffer = self.core.allocate(len(handles) * 8)
+        best, length = 0, -1
+        for handle in handles:
+            known = database._device_path(database.interface_of(handle, guids.DEVICE_PATH_PROTOCOL) or 0)
+            if known is not None and path.startswith(known[:-4]) and len(known) - 4 > length:
+                best, length = handle, len(known) - 4
+        self.core.free(buffer)
+        if not best:
+            raise EfiError(_NOT_FOUND)
+        if not out:
+            raise EfiError(_INVALID_PARAMETER)
+        return best, length
+
     @service("LocateHandle")
     def locate_handle(
         self, search_type: int, protocol: str, key: int, buffer_size_bytes: int | None, out: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reference_impl import timeline
-from reference_impl.failures import BOOT_SERVICES, PCI_ACCESSES
+from reference_impl.failures import BOOT_SERVICES, GUEST_SERVICES, PCI_ACCESSES
 from reference_impl.timeline import describe, lines
 from reference_impl.trace import Kind, Phase, Record, Trace
 from reference_impl.uefi import guids
@@ -201,6 +201,10 @@ PHRASES = [
         "Drv faults: exception, divide error, at Drv+0x2f",
     ),
     (record(Kind.FAULT, "Drv", "halt", (0, "Drv+0x2f")), "Drv faults: halt, at Drv+0x2f"),
+    (
+        record(Kind.STRAY, "Drv", "in", (0x510, "Drv+0x2f")),
+        'Drv: "in" with port 0x510, where nothing is, called from Drv+0x2f',
+    ),
 ]  # fmt: skip
 
 
@@ -218,7 +222,7 @@ def test_every_kind_of_record_has_a_phrase():
 
 def test_every_service_shows_its_arguments_by_name():
     """Each service that can fail is one whose arguments the timeline knows."""
-    services = (*BOOT_SERVICES, *PCI_ACCESSES)
+    services = (*BOOT_SERVICES, *GUEST_SERVICES, *PCI_ACCESSES)
     assert [call for call in services if call not in timeline._service_fields()] == []
 
 
