@@ -54,6 +54,9 @@ SPIN_BLOCKS = 5_000
 SPINS_MAX = 100
 WATCH_SECONDS = 3.0
 
+STRAY_PC = 0
+"""Where the processor is while it uses a port: Unicorn does not tell."""
+
 READ, WRITE, EXECUTE = 1, 2, 4
 
 _MAILBOX = struct.Struct("<6Q")
@@ -117,6 +120,8 @@ class Machine:
 
     counting       whether every basic block is counted
     spinning       asked when the guest turns without a trap: whether something outside of it still moves on
+    read_port      what guest code reads from a port that is no trap's: (port, bytes) → value
+    write_port     takes what it writes: (port, bytes, value)
     entered, left  called before guest code goes on and when it has stopped, for a trap as well
     ram            what is behind physical memory
     """
@@ -130,6 +135,8 @@ class Machine:
         self._pc, self._sp = x86.UC_X86_REG_RIP, x86.UC_X86_REG_RSP
         self.counting = counting
         self.spinning: Callable[[], bool] = lambda: False
+        self.read_port: Callable[[int, int], int] = _ones
+        self.write_port: Callable[[int, int, int], None] = _drop
         self.entered: Callable[[], None] = _nothing
         self.left: Callable[[], None] = _nothing
         self.stop_address = 0
@@ -151,6 +158,7 @@ class Machine:
         self._uc: Any = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self._hooks = [
             self._uc.hook_add(unicorn.UC_HOOK_INSN, self._on_in, None, 1, 0, x86.UC_X86_INS_IN),
+            self._uc.hook_add(unicorn.UC_HOOK_INSN, self._on_out, None, 1, 0, x86.UC_X86_INS_OUT),
             self._uc.hook_add(unicorn.UC_HOOK_MEM_INVALID, self._on_bad_access),
             self._uc.hook_add(unicorn.UC_HOOK_INTR, self._on_exception),
         ]
@@ -172,6 +180,7 @@ class Machine:
         self._uc = None
         self.spinning = lambda: False
         self.entered = self.left = _nothing
+        self.read_port, self.write_port = _ones, _drop
 
     # ---- in and out -----------------------------------------------------------------------------------------------
 
@@ -222,7 +231,7 @@ class Machine:
     def _on_in(self, uc: Any, port: int, size: int, _: Any) -> int:
         number = port - TRAP_PORTS
         if not 0 <= number < len(self._handlers):
-            return (1 << (8 * size)) - 1  # nobody answers on the bus
+            return self._at_port(self.read_port, port, size)
         self._spins = self._blocks = 0
         self.left()
         try:
@@ -237,6 +246,24 @@ class Machine:
             self.entered()
         uc.emu_stop()
         return 0
+
+    def _on_out(self, uc: Any, port: int, size: int, value: int, _: Any) -> None:
+        self._at_port(self.write_port, port, size, value)
+
+    def _at_port(self, access: Callable[..., Any], *arguments: int) -> int:
+        """Let the platform answer at a port; the answer. What it raises ends the run, as everything does."""
+        try:
+            return access(*arguments) or 0
+        except BaseException as error:
+            if self._error is None:
+                self._error = error
+            self._uc.emu_stop()
+            return 0
+
+    @property
+    def stack_pointer(self) -> int:
+        """Where the processor's stack is."""
+        return int(self._uc.reg_read(self._sp))
 
     def _on_bad_access(self, uc: Any, access: int, address: int, size: int, value: int, _: Any) -> bool:
         self._fault = (self._accesses.get(access, "access"), address & _MASK64, "")
@@ -393,6 +420,15 @@ class Machine:
 
 def _nothing() -> None:
     """Before anybody wants to know."""
+
+
+def _ones(port: int, size: int) -> int:
+    """What a bus answers where nobody is."""
+    return (1 << 8 * size) - 1
+
+
+def _drop(port: int, size: int, value: int) -> None:
+    """Nobody takes it."""
 
 
 def _anonymous(size: int) -> mmap.mmap:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from guest.calling_convention import CallingConvention
+from guest.chipset import Chipset
 from guest.drivers import GuestImage, Images
 from guest.image import Image, ImageError, open_image
 from guest.machine import PAGE, GuestFault, Machine, NotCountedError
@@ -136,6 +137,7 @@ class GuestWorld(PlatformWorld):
         self.images = Images(convention, self._memory)
         hypercalls = HypercallPage(convention, self.images, self.platform)
         self.thunks = Thunks(core, convention, self._memory, self.images)
+        Chipset(core, self.images)
         if not scenario.reconnection:
             self.thunks.before = self.platform.look
         self._lay_outs: dict[str, Callable[[int, BootServices], None]] = {}

@@ -10,11 +10,16 @@ there. The place is where the fault was; in a function that only copies memory o
 marks as a leaf, it is where that was called. What an access is about follows from its address: in the first page, or an
 offset back from zero, it went through a NULL pointer; elsewhere it is memory that nobody holds.
 
+Code that uses an I/O port where nothing is (`Kind.STRAY`) goes on, as on a real machine, and the place counts once, too.
+
 Sources: UEFI 2.10 §7.2.1 and §7.2.4 (what AllocatePages and AllocatePool answer when they are out of resources), §2.3.4
-(the machine that X64 code finds), §7.1 and §7.1.5 (how long code may keep the processor, and WaitForEvent).
+(the machine that X64 code finds), §14.4 (the way to a PCI device), §7.1 and §7.1.5 (how long code may keep the
+processor, and WaitForEvent).
 """
 
 from __future__ import annotations
+
+import re
 
 from oracles.finding import Finding, Rule
 from oracles.reading import Reading
@@ -29,20 +34,39 @@ RULES = {
     "access": Rule("UEFI 2.10 §2.3.4", "Driver code reads, writes and executes only memory that is there for it."),
     "exception": Rule("UEFI 2.10 §2.3.4", "Driver code raises no exception of the processor."),
     "halt": Rule("UEFI 2.10 §7.1.5", "Driver code does not stop the processor: it waits with WaitForEvent."),
+    "stray-port": Rule(
+        "UEFI 2.10 §14.4", "Driver code reaches its device through PciIo, and uses no I/O port where nothing is."
+    ),
     "dead-loop": Rule("UEFI 2.10 §7.1", "Driver code ends: it turns in no loop that nothing can end."),
 }
 
 LEAF = " (leaf)"
 """How a backtrace marks a fault in a function that calls no other (`Kind.FAULT`)."""
 
+_NAME = re.compile(r" \[[^]]*\]")  # a function's name in a frame: what lies beside the image must not matter
 _NULL_REACH = 0x1000  # bytes on both sides of address 0 that stand for a member of what is not there
 _MASK64 = (1 << 64) - 1
-_FAULT, _STUCK = int(Kind.FAULT), int(Kind.STUCK)
+_FAULT, _STRAY, _STUCK = int(Kind.FAULT), int(Kind.STRAY), int(Kind.STUCK)
 _ACCESSES = frozenset({"read", "write", "fetch"})
 
 
 def check(reading: Reading) -> list[Finding]:
-    """Judge how the run ended: a fault is the last thing that happens."""
+    """Judge how the run ended, as a fault is the last thing that happens, and the ports that were used on the way."""
+    strays = [
+        _finding(
+            "stray-port",
+            record[1],
+            list(record[6][1:]),
+            step,
+            f'"{record[5]}" with port {record[6][0]:#x}, where nothing is',
+        )
+        for step, record in enumerate(reading.records)
+        if record[0] == _STRAY
+    ]
+    return strays + _end(reading)
+
+
+def _end(reading: Reading) -> list[Finding]:
     step = len(reading.records) - 1
     if step < 0:
         return []
@@ -62,6 +86,6 @@ def check(reading: Reading) -> list[Finding]:
 def _finding(rule: str, agent: str, frames: list[str], step: int, seen: str) -> Finding:
     source, expected = RULES[rule]
     place = next((frame for frame in frames if not frame.endswith(LEAF)), frames[0])
-    place = place.partition(" ")[0]  # what names there are beside the image must not matter
+    place = _NAME.sub("", place)
     way = f", called from {', '.join(frames[1:])}" if frames[1:] else ""
     return Finding(ORACLE, rule, source, agent, place, step, expected, f"{agent}: {seen}, at {frames[0]}{way}.")

@@ -704,6 +704,17 @@ PAIRS |= {
 }
 
 
+def _debug_port(story: Story) -> None:
+    with story.entry("Start"):
+        pass  # a port that somebody answers at leaves no record
+
+
+@pair("guest-fault/stray-port/XenBusDxe/XenBusDxe+0x80", _debug_port)
+def _uses_a_port_of_nobody(story: Story) -> None:
+    with story.entry("Start"):
+        story.add(Kind.STRAY, BUS, "in", (0x510, "XenBusDxe+0x80 [MyReadPort+0x4]", "XenBusDxe+0x90"))
+
+
 @pair("guest-fault/dead-loop/XenBusDxe/XenBusDxe+0x80", _ends_before_its_operations_do)
 def _turns_in_a_loop(story: Story) -> None:
     with story.entry("Start"):
