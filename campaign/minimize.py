@@ -17,7 +17,8 @@ deterministic, as a run is. Its answers are kept, so that no scenario runs twice
 3. the environment, and its single permissions, so that a hostile scenario becomes a conforming one where it can.
 4. references to one device turned into references to an earlier one, all at once: an argument alone cannot move
    where two operations have to speak of the same device.
-5. arguments: the first value of the field's list, otherwise half of the way there, again and again.
+5. arguments: the first value of the field's list, otherwise half of the way there, again and again. Where another value
+   needs another permission, that one takes the place of the old value's.
 6. the order of notifications: edk2's; for `fifo` the permutations that do the same to groups of up to 16; for a
    permutation one swap of neighbours after the other, towards edk2's.
 7. xenstored offers the reconnection feature, as today's do.
@@ -52,6 +53,7 @@ from reference_impl.scenario import (
     Operation,
     Scenario,
     canonical_order,
+    switches_needed,
 )
 
 Judge: TypeAlias = Callable[[Scenario], Iterable[str]]
@@ -157,10 +159,7 @@ def smaller_neighbours(scenario: Scenario) -> Iterator[Scenario]:
     for position, step in enumerate(scenario.operations):
         for number, (field, value) in enumerate(zip(OPERATIONS[step.kind].fields, step.arguments, strict=True)):
             for simpler in _simpler_values(field, value):
-                changed = Operation(step.kind, (*step.arguments[:number], simpler, *step.arguments[number + 1 :]))
-                yield scenario.with_operations(
-                    (*scenario.operations[:position], changed, *scenario.operations[position + 1 :])
-                )
+                yield _with_value(scenario, position, number, simpler)
     for index, kind in enumerate(scenario.devices):
         for simpler in DEVICE_KINDS[: DEVICE_KINDS.index(kind)]:
             yield replace(scenario, devices=(*scenario.devices[:index], simpler, *scenario.devices[index + 1 :]))
@@ -373,11 +372,7 @@ class _Shrinker:
         return self.current.operations[position].arguments[number]
 
     def _try_value(self, position: int, number: int, value: Any) -> bool:
-        steps = list(self.current.operations)
-        arguments = list(steps[position].arguments)
-        arguments[number] = value
-        steps[position] = Operation(steps[position].kind, tuple(arguments))
-        return self._try(self.current.with_operations(steps))
+        return self._try(_with_value(self.current, position, number, value))
 
 
 # ---- keys and values ------------------------------------------------------------------------------------------------
@@ -393,6 +388,20 @@ def _order_key(order: str | tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]
         return (0 if order == ORDER_EDK2 else 2, 0, ())
     inversions = sum(later < earlier for index, earlier in enumerate(order) for later in order[index + 1 :])
     return (1, inversions, order)
+
+
+def _with_value(scenario: Scenario, position: int, number: int, value: Any) -> Scenario:
+    """With another value of one argument. In a hostile environment permissions go and come with what needs them."""
+    steps = list(scenario.operations)
+    old = steps[position]
+    new = Operation(old.kind, (*old.arguments[:number], value, *old.arguments[number + 1 :]))
+    steps[position] = new
+    changed = scenario.with_operations(steps)
+    gone, come = switches_needed(old), switches_needed(new)
+    if gone == come or scenario.environment == "conforming":
+        return changed
+    gone -= set[str]().union(*map(switches_needed, steps))
+    return replace(changed, switches=tuple(sorted(come.union(scenario.switches) - gone)))
 
 
 def _simpler_values(field: Field, value: Any) -> Iterable[Any]:

@@ -55,7 +55,6 @@ ALLOCATING_SERVICES = frozenset(
 asked for memory itself, and does not hand on what a driver's Start() or an image answered."""
 
 _SERVICE, _CORE_MEMORY, _ENTRY = int(Kind.SERVICE), int(Kind.CORE_MEMORY), int(Kind.ENTRY)
-_NOWHERE = -1
 _EXIT, _RUNTIME = int(Phase.EXIT), int(Phase.RUNTIME)
 
 
@@ -66,18 +65,18 @@ def check(reading: Reading) -> list[Finding]:
     calls: dict[int, int] = {}  # depth → the last service call at that depth
     allocating: set[int] = set()  # calls in which the core allocated
     freeing: dict[int, tuple[int, str, str]] = {}  # call → the first thing that the core freed in it
-    third = _NOWHERE  # depth of the third party's notification that runs now
+    notifying: list[tuple[int, bool]] = []  # depths of the notifications that run now, and whether a third party's
 
     for index in range(start_of(records, _EXIT), start_of(records, _RUNTIME)):
         record = records[index]
         kind = record[0]
         if record[4] != _EXIT:
             continue  # between the attempts of a core that notifies in each of them
+        while notifying and record[3] <= notifying[-1][0]:
+            notifying.pop()
         if kind == _ENTRY and record[5] == "Notify":
-            third = record[3] if record[1] == THIRD_PARTY else _NOWHERE
-        elif record[3] <= third:
-            third = _NOWHERE
-        if third != _NOWHERE:
+            notifying.append((record[3], record[1] == THIRD_PARTY))
+        if notifying and notifying[-1][1]:
             continue
         if kind == _SERVICE:
             calls[record[3]] = index

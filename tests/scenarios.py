@@ -22,6 +22,11 @@ def platform(design: str, *operations: Operation, devices: Iterable[str] = (), *
     return scenario(design=design, operations=operations, devices=tuple(devices), **values)
 
 
+def hostile(design: str, *operations: Operation, switches: Iterable[str] = (), **values: Any) -> Scenario:
+    """A scenario of the platform world in the hostile environment."""
+    return platform(design, *operations, environment="hostile", switches=tuple(sorted(switches)), **values)
+
+
 def records(trace: Trace, kind: Kind, name: str | None = None, phase: Phase | None = None) -> list[Record]:
     """The records of one kind, in order."""
     return [

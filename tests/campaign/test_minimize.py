@@ -21,6 +21,7 @@ from reference_impl.scenario import (
     operation,
     operations_of,
     scenario,
+    switches_needed,
 )
 
 EXIT = operation("exit")
@@ -242,6 +243,21 @@ def test_permissions_that_are_not_needed_go():
     assert is_minimal(found, "bug", judge) == []
     assert found == replace(platform(), environment="hostile", switches=("silent-peers",))
     assert minimize(start, "bug", judge_of(lambda candidate: True)) == platform()
+
+
+def test_a_simpler_value_brings_its_permission():
+    """Permissions follow the operations that need them: one takes the place of another."""
+    start = replace(
+        platform(operation("third-party", act="wait"), operation("third-party", act="close")),
+        environment="hostile",
+        switches=("third-party-events", "third-party-waits"),
+    )
+
+    def needs_a_third_party(candidate):
+        return any(switches_needed(step) <= set(candidate.switches) for step in candidate.operations)
+
+    found = smallest(start, needs_a_third_party)
+    assert found == replace(platform(operation("third-party")), environment="hostile", switches=("third-party-stops",))
 
 
 def test_world_design_and_environment_of_the_finding_stay():
