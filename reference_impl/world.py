@@ -115,12 +115,15 @@ class PlatformWorld:
 
     def _may_fail(self, call: str) -> bool:
         anywhere = "failures-anywhere" in self.scenario.switches
+        in_cleanup = "cleanup-fails" in self.scenario.switches
         if self.trace.phase != Phase.BOOT and not anywhere:
             return False
         if call in ALLOCATIONS:
             return True
         if call in CLEANUP:
-            return "cleanup-fails" in self.scenario.switches
+            return in_cleanup
+        if self.core.entry == "Stop" and call.startswith("XS_"):
+            return anywhere or in_cleanup
         return anywhere or self.core.entry in ("Supported", "Start")
 
     def _set_up_environment(self) -> None:

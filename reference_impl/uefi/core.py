@@ -16,7 +16,7 @@ Each image calls through a `BootServices` of its own (`boot_services.py`), which
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from reference_impl.failures import Failures
 from reference_impl.trace import Kind, Phase, StepBudgetExceeded, Trace
@@ -52,6 +52,7 @@ class Core:
     """
 
     __slots__ = (
+        "_stuck",
         "configuration_tables",
         "entry",
         "events",
@@ -79,6 +80,7 @@ class Core:
         self.idle: Callable[[], bool] = lambda: False
         self.entry = ""
         self.notifies_early = False
+        self._stuck = False
         self.outer_agent = ""  # who called the service that runs now, and which: for what the core allocates itself
         self.outer_service = ""
         self.objects: dict[int, tuple[Any, int]] = {}
@@ -112,6 +114,15 @@ class Core:
         returned = None if trace.tpl == tpl else trace.tpl
         records[index] = (_ENTRY, agent, tpl, depth, phase, entry, arguments, status, returned)
         return status
+
+    def give_up(self, agent: str, reason: str, name: str) -> NoReturn:
+        """End the run: nothing moves on in the call `name`. Recorded as STUCK, once: ways back that are gone on the way out
+        find the budget used up again.
+        """
+        if not self._stuck:
+            self._stuck = True
+            self.trace.add(Kind.STUCK, agent, reason, (name,))
+        raise StepBudgetExceeded(agent)
 
     # ---- objects of Python drivers --------------------------------------------------------------------------------
 
@@ -168,8 +179,7 @@ def service(name: str, plain: Callable[..., tuple[Any, ...]] | None = None) -> C
             shown = arguments if plain is None else plain(*arguments)
             records.append((_SERVICE, agent, tpl, depth, phase, name, shown, None, None))
             if index > core.step_budget:
-                trace.add(Kind.STUCK, agent, "step-budget", (name,))
-                raise StepBudgetExceeded(agent)
+                core.give_up(agent, "step-budget", name)
             outer_agent, outer_service = core.outer_agent, core.outer_service
             core.outer_agent, core.outer_service = agent, name
             trace.depth = depth + 1

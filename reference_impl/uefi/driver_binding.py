@@ -24,7 +24,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from reference_impl.trace import Kind, StepBudgetExceeded
 from reference_impl.uefi import guids
 from reference_impl.uefi.core import Core, service
 from reference_impl.uefi.definitions import BY_CHILD_CONTROLLER, BY_DRIVER
@@ -41,7 +40,6 @@ BINDING_OFFSET_BYTES = 96
 
 _HANDLE_SIZE_BYTES = 8
 _END_OF_DEVICE_PATH = b"\x7f\xff"
-_STUCK = int(Kind.STUCK)
 
 
 class DriverBinding(Protocol):
@@ -426,5 +424,4 @@ def _ask(core: Core, agent: str, entry: str, function: Callable[..., int], *argu
 def _spend(core: Core, agent: str, name: str, depth: int) -> None:
     """Stop the run where it has used up its step budget, or nests without bound; `agent` is named."""
     if depth > MAX_DEPTH or len(core.trace.records) > core.step_budget:
-        core.trace.add(_STUCK, agent, "step-budget", (name,))
-        raise StepBudgetExceeded(agent)
+        core.give_up(agent, "step-budget", name)

@@ -30,7 +30,6 @@ from bisect import insort_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from reference_impl.trace import Kind, StepBudgetExceeded
 from reference_impl.uefi import guids
 from reference_impl.uefi.core import service
 from reference_impl.uefi.definitions import (
@@ -84,7 +83,6 @@ _TYPE_OF_GROUP = {
 _GROUP_OF_TYPE = {event_type: group for group, event_type in _TYPE_OF_GROUP.items()}
 _TIMER_CANCEL, _TIMER_PERIODIC, _TIMER_RELATIVE = 0, 1, 2
 _UNARMED = -1
-_STUCK = int(Kind.STUCK)
 
 
 class WaitError(EfiError):
@@ -504,8 +502,7 @@ class Events:
 
     def _stuck(self, reason: str) -> None:
         core = self.core
-        self.trace.add(_STUCK, core.outer_agent, reason, (core.outer_service,))
-        raise StepBudgetExceeded(core.outer_agent)
+        core.give_up(core.outer_agent, reason, core.outer_service)
 
 
 def _plain_create(event_type: Any, notify_tpl: Any, function: Any, context: Any = None, *rest: Any) -> tuple[Any, ...]:
