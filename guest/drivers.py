@@ -177,6 +177,7 @@ class GuestImage:
         """Whether the code at `pc` belongs to a leaf function: it returns soon, has no call on its way, and no frame."""
         capstone = require("capstone")
         disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        first = pc
         for _ in range(_LEAF_INSTRUCTIONS_MAX):
             code = self._images.machine.read(pc, min(_INSTRUCTION_MAX, self.base + self.size - pc))
             _, size, mnemonic, operands = next(disassembler.disasm_lite(code, pc, 1), (pc, 0, "", ""))
@@ -184,8 +185,10 @@ class GuestImage:
                 return True
             if not size or mnemonic in ("call", "ud2") or (mnemonic == "add" and operands.startswith("rsp")):
                 return False
-            target = int(operands, 16) if mnemonic == "jmp" and operands.startswith("0x") else 0
-            pc = target if target > pc else pc + size  # a jump back is a loop, which ends here
+            target = int(operands, 16) if mnemonic.startswith("j") and operands.startswith("0x") else pc
+            if target < first:
+                return False  # a loop, with what has been before
+            pc = target if mnemonic == "jmp" and target > pc else pc + size
         return False
 
     def start(self, system_table: int) -> None:

@@ -7,7 +7,8 @@ silence.
 
 A cause counts once: a finding is about the *place* in the image, however many allocations, statuses and scenarios lead
 there. The place is where the fault was; in a function that only copies memory or measures a string, which the backtrace
-marks as a leaf, it is where that was called. What an access is about follows from its address: in the first page, or an
+marks as a leaf, it is where that was called. A dead loop is seen at any of its instructions: what counts is the entry
+point that it keeps from coming back. What an access is about follows from its address: in the first page, or an
 offset back from zero, it went through a NULL pointer; elsewhere it is memory that nobody holds.
 
 Code that uses an I/O port where nothing is (`Kind.STRAY`) goes on, as on a real machine, and the place counts once, too.
@@ -46,7 +47,7 @@ LEAF = " (leaf)"
 _NAME = re.compile(r" \[[^]]*\]")  # a function's name in a frame: what lies beside the image must not matter
 _NULL_REACH = 0x1000  # bytes on both sides of address 0 that stand for a member of what is not there
 _MASK64 = (1 << 64) - 1
-_FAULT, _STRAY, _STUCK = int(Kind.FAULT), int(Kind.STRAY), int(Kind.STUCK)
+_ENTRY, _FAULT, _STRAY, _STUCK = int(Kind.ENTRY), int(Kind.FAULT), int(Kind.STRAY), int(Kind.STUCK)
 _ACCESSES = frozenset({"read", "write", "fetch"})
 
 
@@ -79,13 +80,14 @@ def _end(reading: Reading) -> list[Finding]:
             return [_finding("null-pointer" if null else "access", agent, frames, step, seen)]
         return [_finding(name, agent, frames, step, detail or name)]
     if kind == _STUCK and name == "dead-loop":
-        return [_finding(name, agent, list(arguments), step, "a loop that nothing can end")]
+        around = (each[5] for each in reversed(reading.records) if each[0] == _ENTRY and each[7] is None)
+        return [_finding(name, agent, list(arguments), step, "a loop that nothing can end", next(around, ""))]
     return []
 
 
-def _finding(rule: str, agent: str, frames: list[str], step: int, seen: str) -> Finding:
+def _finding(rule: str, agent: str, frames: list[str], step: int, seen: str, place: str = "") -> Finding:
     source, expected = RULES[rule]
-    place = next((frame for frame in frames if not frame.endswith(LEAF)), frames[0])
-    place = _NAME.sub("", place)
+    place = place or next((frame for frame in frames if not frame.endswith(LEAF)), frames[0])
+    place = _NAME.sub("", place.removesuffix(LEAF))
     way = f", called from {', '.join(frames[1:])}" if frames[1:] else ""
     return Finding(ORACLE, rule, source, agent, place, step, expected, f"{agent}: {seen}, at {frames[0]}{way}.")

@@ -139,4 +139,4 @@ def test_failed_start_leaves_the_backend_connected_and_the_exit_hangs():
         ("XenPvBlkDxe", "EFI_DEVICE_ERROR"),
         ("XenPvBlkDxe", "EFI_SUCCESS"),
     ]
-    assert signatures(trace, "guest-fault") == {"guest-fault/dead-loop/XenPvBlkDxe/XenPvBlkDxe+0x9c3"}
+    assert signatures(trace, "guest-fault") == {"guest-fault/dead-loop/XenPvBlkDxe/Stop"}

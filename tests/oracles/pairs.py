@@ -715,7 +715,7 @@ def _uses_a_port_of_nobody(story: Story) -> None:
         story.add(Kind.STRAY, BUS, "in", (0x510, "XenBusDxe+0x80 [MyReadPort+0x4]", "XenBusDxe+0x90"))
 
 
-@pair("guest-fault/dead-loop/XenBusDxe/XenBusDxe+0x80", _ends_before_its_operations_do)
+@pair("guest-fault/dead-loop/XenBusDxe/Start", _ends_before_its_operations_do)
 def _turns_in_a_loop(story: Story) -> None:
-    with story.entry("Start"):
+    with story.add(Kind.ENTRY, BUS, "Start"):
         story.add(Kind.STUCK, BUS, "dead-loop", ("XenBusDxe+0x80", "XenBusDxe+0x90"))

@@ -72,3 +72,18 @@ def test_other_ways_to_end_are_other_oracles_business():
     story.add(Kind.STUCK, BUS, "step-budget", ("WaitForEvent",))
     assert check(Reading(story.trace)) == []
     assert found("dead-loop", "XenBusDxe+0x80", kind=Kind.STUCK).rule == "dead-loop"
+
+
+@pytest.mark.parametrize("place", ["XenBusDxe+0x80", "XenBusDxe+0x9c3 (leaf)"])
+def test_a_dead_loop_is_known_by_the_entry_point_that_it_keeps(place):
+    """Wherever in the loop the machine looked."""
+    story = Story()
+    with story.entry("Start"):
+        pass
+    with story.add(Kind.ENTRY, BUS, "Stop"):
+        with story.entry("Notify"):
+            pass
+        story.add(Kind.STUCK, BUS, "dead-loop", (place, "XenBusDxe+0x9e4"))
+    (finding,) = check(Reading(story.trace))
+    assert finding.signature == "guest-fault/dead-loop/XenBusDxe/Stop"
+    assert place in finding.seen
