@@ -42,7 +42,8 @@ def _signals_what_is_closed(design: Design) -> Design:
     def stopping(self: BusTeardown) -> None:
         right.stopping(self)
         try:
-            self.bus.services.signal_event(self._event._event)  # type: ignore[union-attr]
+            if self._event is not None:
+                self.bus.services.signal_event(self._event._event)
         except EfiError:
             return
 
