@@ -5,6 +5,7 @@ thing. A file holds the faults of one concept:
 
 * `teardown`: what bus and devices do wrong when the machine is handed over
 * `start_stop`, `events`, `memory`, `references`: what they do wrong with one sort of thing, at any time
+* `processor`: what they do that no processor survives
 * `core`, `platform`: what is wrong around them
 * `deep`: faults that show only after many stages, each of which needs the one before it
 
@@ -13,10 +14,10 @@ thing. A file holds the faults of one concept:
 
 from __future__ import annotations
 
-from reference_impl.faulty import core, deep, events, memory, platform, references, start_stop, teardown
+from reference_impl.faulty import core, deep, events, memory, platform, processor, references, start_stop, teardown
 from reference_impl.faulty.fault import CORRECT, Fault
 
-_MODULES = (teardown, start_stop, events, memory, references, core, platform, deep)
+_MODULES = (teardown, start_stop, events, memory, processor, references, core, platform, deep)
 
 _REGISTRY: dict[str, Fault] = {name: fault for module in _MODULES for name, fault in module.FAULTS.items()}
 

@@ -40,7 +40,7 @@ FAULTS: dict[str, Fault] = {
     "core-notifies-twice": Fault(
         "the core signals the ExitBootServices group twice",
         "ebs-repeated (E#10550, E#6481, P#189)",
-        ("event-lifetime/notified-twice",),
+        ("event-lifetime/notified-twice", "connection-reset/double-reset"),
         design=_exit_callback,
         core=_SignalsTwiceCore,
     ),

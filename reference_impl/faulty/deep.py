@@ -462,7 +462,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "tried-again": Fault(
         "a device whose notification allocates when two attempts to exit have failed and the memory map has moved",
-        "before-ebs-map-churn (e:1b5420e807, unikraft#1105)",
+        "ebs-memory-direct (E#9802, E#9911, e:3ed4e502b5)",
         ("memory-services/direct-call", "hand-over/memory-map"),
         deep=True,
         front_end=_TriedAgain,
@@ -484,7 +484,7 @@ FAULTS: dict[str, Fault] = {
     "reloaded-twice": Fault(
         "a device whose Stop keeps memory when its driver has been unloaded and loaded twice under load",
         "restart-dirty (E#7466)",
-        ("memory-ownership/leak", "start-stop/stop-leaves"),
+        ("memory-ownership/leak",),
         deep=True,
         device_driver=_ReloadedDriver,
         front_end=_Reloaded,

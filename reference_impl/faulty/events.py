@@ -144,6 +144,20 @@ def _notifies_too_high(design: Design) -> Design:
     return right._replace(device=changed(right.device, started=started, _notify=_notify))
 
 
+def _waits_too_high(design: Design) -> Design:
+    def started(self: DeviceTeardown) -> None:
+        device: Any = self
+        device._event = ExitEvent(self.device.services, device._notify, self.device.allocation, TPL_NOTIFY)
+        self.device.io.teardown.add_reference(self.device.io.node)
+
+    def _notify(self: DeviceTeardown, event: int, context: int) -> None:
+        self.device.services.stall(1000)  # let the peer finish what it does
+        reference_count.Device._notify(self, event, context)  # type: ignore[arg-type]
+
+    right = reference_count.DESIGN
+    return right._replace(device=changed(right.device, started=started, _notify=_notify))
+
+
 class _KeepsTheLock(FrontEnd):
     def forget(self) -> None:
         self.services.raise_tpl(TPL_NOTIFY)
@@ -226,7 +240,7 @@ FAULTS: dict[str, Fault] = {
     "event-closed-twice": Fault(
         "the bus's Stop closes its ExitBootServices event twice",
         "event-double-close (E#7150, e:4f0f2316ed, e:e1103f7dca)",
-        ("event-lifetime/double-close", "protocol-usage/cleanup-fails"),
+        ("event-lifetime/double-close",),
         design=_closes_twice,
     ),
     "closed-event-signalled": Fault(
@@ -239,7 +253,7 @@ FAULTS: dict[str, Fault] = {
         "a device's Stop does not close the ExitBootServices event, whose notification finds freed memory",
         "",
         (
-            *("event-lifetime/left-behind", "start-stop/stop-leaves", "memory-ownership/use-after-free"),
+            *("event-lifetime/left-behind", "memory-ownership/use-after-free"),
             *("reference-count/underflow", "reference-count/unbalanced", "reference-count/leak"),
             *(*RESET_TOO_EARLY, "connection-reset/missed-reset", "hand-over/grant-table"),
         ),
@@ -248,7 +262,7 @@ FAULTS: dict[str, Fault] = {
     "event-left-by-failed-start": Fault(
         "a device's Start that fails does not close the event that it has created for its work",
         "event-leak-on-error (E#9683)",
-        ("event-lifetime/left-behind", "start-stop/failed-start-leaves"),
+        ("event-lifetime/left-behind",),
         front_end=_LeavesItsHelper,
     ),
     "event-left-by-unload": Fault(
@@ -260,7 +274,7 @@ FAULTS: dict[str, Fault] = {
     "watchdog-armed-too-early": Fault(
         "a device's Start arms its timer before there is anything to watch; the notification closes the event under it",
         "timer-preempts-start (i:c89a446cf, e:15cc67e616)",
-        ("event-lifetime/use-after-close", "event-lifetime/double-close", "protocol-usage/cleanup-fails"),
+        ("event-lifetime/use-after-close", "event-lifetime/double-close"),
         front_end=_HasNoTimeout,
     ),
     "notification-too-high": Fault(
@@ -305,8 +319,14 @@ FAULTS: dict[str, Fault] = {
     "handler-waits-for-a-timer": Fault(
         "a device's notification polls a timer, and timers are off",
         "ebs-dead-timer (E#10422, ipxe#1136, i:5cf5ffea2)",
-        ("waiting/no-progress", "waiting/unbounded-poll"),
+        ("waiting/no-progress",),
         front_end=_WaitsForATimer,
+    ),
+    "handler-waits-too-high": Fault(
+        "a device's notification waits a millisecond, and does so at TPL_NOTIFY",
+        "tpl-notify-calls-callback (E#7808, E#9891, E#8525)",
+        ("waiting/blocks-at-notify",),
+        design=_waits_too_high,
     ),
     "start-waits-for-nobody": Fault(
         "a device's Start waits for its peer by an event that nobody signals",

@@ -1,17 +1,18 @@
 """Faults of memory: what drivers free, keep and write to.
 
 Python has no pointers to go wrong with. What a driver in C would do with an address is done here by way of the memory
-model, which records the misuse as it records that of a real image: `Core.object_at`, `Memory.free_pool`, and the two
-functions at the top of this file.
+model, which records the misuse as it records that of a real image: `Core.object_at`, `Memory.free_pool`, and `fill`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from reference_impl.faulty.fault import Fault
-from reference_impl.trace import Kind, StepBudgetExceeded
+from reference_impl.trace import Kind
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.definitions import BOOT_SERVICES_DATA
-from reference_impl.uefi.status import EfiError
+from reference_impl.xenbus.bus_driver import XenBus
 from reference_impl.xenbus.front_end import FrontEnd
 
 
@@ -20,13 +21,6 @@ def fill(services: BootServices, address: int, size_bytes: int, allocated_bytes:
     if size_bytes > allocated_bytes:
         owner = services.core.memory.owner_of(address)
         services.core.trace.add(Kind.MEMORY, services.agent, "overrun", (address, owner))
-
-
-def follow(services: BootServices, address: int, where: str) -> None:
-    """Write to what stands at `address`; page 0 is not mapped, so that this ends the run where it is NULL."""
-    if not address:
-        services.core.trace.add(Kind.FAULT, services.agent, "write", (0, where))
-        raise StepBudgetExceeded(services.agent)
 
 
 class _UsesItsDataAfterwards(FrontEnd):
@@ -58,22 +52,27 @@ class _WritesALongName(FrontEnd):
         super()._publish()
 
 
-class _FreesABufferOfTheBus(FrontEnd):
-    def _publish(self) -> None:
-        buffer = self.io._bus.services.allocate_pool(BOOT_SERVICES_DATA, 32)  # the bus works out a path in it
-        super()._publish()
-        self.services.free_pool(buffer)
+class _HasAWorkBuffer(XenBus):
+    work = 0
 
-
-class _UsesNull(FrontEnd):
     def _take(self) -> None:
-        try:
-            buffer = self.services.allocate_pool(BOOT_SERVICES_DATA, 0x40)
-        except EfiError:
-            buffer = 0  # what AllocatePool left in the variable; nobody looks at the status
-        follow(self.services, buffer, "FrontEnd._take")
-        self.services.free_pool(buffer)
+        self.work = self.services.allocate_pool(BOOT_SERVICES_DATA, 64)
         super()._take()
+
+    def _release(self) -> None:
+        super()._release()
+        work, self.work = self.work, 0
+        if work:
+            self.services.free_pool(work)
+
+
+class _FreesTheWorkBuffer(FrontEnd):
+    def stop(self, children: tuple[int, ...]) -> None:
+        super().stop(children)
+        bus: Any = self.io._bus
+        work, bus.work = bus.work, 0
+        if work:
+            self.services.free_pool(work)
 
 
 FAULTS: dict[str, Fault] = {
@@ -86,13 +85,13 @@ FAULTS: dict[str, Fault] = {
     "stop-frees-twice": Fault(
         "a device's Stop frees its private data a second time",
         "",
-        ("memory-ownership/double-free", "protocol-usage/cleanup-fails"),
+        ("memory-ownership/double-free",),
         front_end=_FreesItsDataTwice,
     ),
     "request-keeps-a-page": Fault(
         "a device takes a page for each request and never gives it back",
         "",
-        ("memory-ownership/leak", "start-stop/stop-leaves"),
+        ("memory-ownership/leak",),
         front_end=_KeepsAPageForEachRequest,
     ),
     "name-is-too-long": Fault(
@@ -102,15 +101,10 @@ FAULTS: dict[str, Fault] = {
         front_end=_WritesALongName,
     ),
     "buffer-of-the-bus-freed": Fault(
-        "a device frees a buffer that the bus has allocated and goes on calling its own",
+        "a device's Stop frees the work buffer that the bus has allocated in its Start",
         "",
-        ("memory-ownership/foreign-free", "memory-ownership/leak", "start-stop/failed-start-leaves"),
-        front_end=_FreesABufferOfTheBus,
-    ),
-    "allocation-unchecked": Fault(
-        "a device's Start uses a buffer without a look at what AllocatePool answered",
-        "alloc-unchecked (XenBusDxe)",
-        ("guest-fault/null-pointer",),
-        front_end=_UsesNull,
+        ("memory-ownership/foreign-free",),
+        bus=_HasAWorkBuffer,
+        front_end=_FreesTheWorkBuffer,
     ),
 }

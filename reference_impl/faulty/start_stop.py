@@ -5,9 +5,12 @@ They deviate from the code that all teardown designs share, so they show in each
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from reference_impl.faulty.fault import Fault
 from reference_impl.uefi import guids
 from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, BY_CHILD_CONTROLLER, BY_DRIVER
+from reference_impl.uefi.driver_binding import binding_at
 from reference_impl.uefi.status import EfiError, EfiStatus
 from reference_impl.xenbus.bus_driver import Child, XenBus, XenBusDriver
 from reference_impl.xenbus.front_end import FrontEnd, FrontEndDriver
@@ -29,6 +32,15 @@ class _KeepsABufferOfARefusal(FrontEndDriver):
         buffer = self.services.allocate_pool(BOOT_SERVICES_DATA, 32)
         super().supported(controller, remaining_device_path)
         self.services.free_pool(buffer)
+
+
+class _WritesWhatItHasSeen(FrontEndDriver):
+    def supported(self, controller: int, remaining_device_path: bytes | None) -> None:
+        services, binding = self.services, self.driver_binding_handle
+        interface = services.open_protocol(controller, guids.XENBUS_PROTOCOL, binding, controller, BY_DRIVER)
+        FrontEnd._attempt(services.core.object_at(interface, services.agent).write, "seen-by", services.agent)
+        services.close_protocol(controller, guids.XENBUS_PROTOCOL, binding, controller)
+        super().supported(controller, remaining_device_path)
 
 
 # ---- a Start that fails ---------------------------------------------------------------------------------------------
@@ -58,6 +70,12 @@ class _LeavesTheProtocolOpen(_FailingStart):
 class _KeepsItsData(_FailingStart):
     def give_up(self) -> None:
         self.allocation = 0
+        self._release()
+
+
+class _KeepsItsGrants(_FailingStart):
+    def give_up(self) -> None:
+        self._references = []
         self._release()
 
 
@@ -138,6 +156,31 @@ class _KeepsTheSharedPage(XenBus):
         super()._release()
 
 
+class _KeepsItsWatch(FrontEnd):
+    def stop(self, children: tuple[int, ...]) -> None:
+        self._watch = None
+        super().stop(children)
+
+
+class _StopsWhoeverThereIs(XenBus):
+    def _remove_child(self, child: Child) -> bool:
+        core = self.services.core
+        for handle in core.handles.handles_with(guids.DRIVER_BINDING_PROTOCOL):
+            binding = binding_at(core, core.handles.interface_of(handle, guids.DRIVER_BINDING_PROTOCOL) or 0)
+            if binding is not None and binding.agent != self.services.agent:
+                core.enter(binding.agent, "Stop", (child.handle, ()), binding.stop, child.handle, ())
+        return super()._remove_child(child)
+
+
+class _MarksARemovedChild(XenBus):
+    def _remove_child(self, child: Child) -> bool:
+        removed = super()._remove_child(child)
+        if removed:
+            with suppress(EfiError):  # nobody looks
+                self.services.install_protocol_interface(child.handle, guids.DEVICE_PATH_PROTOCOL, 0, 0)
+        return removed
+
+
 class _OpensTwoForAChild(XenBus):
     def _open_by_child(self, child: Child) -> None:
         super()._open_by_child(child)
@@ -157,26 +200,38 @@ FAULTS: dict[str, Fault] = {
     "supported-leaves-open": Fault(
         "a device driver's Supported does not close the protocol where it answers EFI_UNSUPPORTED",
         "",
-        ("start-stop/supported-changes", "protocol-usage/left-open"),
+        ("protocol-usage/left-open", "start-stop/stop-not-started"),
         device_driver=_LeavesOpenWhatItRefuses,
     ),
     "supported-keeps-memory": Fault(
         "a device driver's Supported does not free its buffer where it answers EFI_UNSUPPORTED",
         "",
-        ("start-stop/supported-changes", "memory-ownership/leak"),
+        ("memory-ownership/leak",),
         device_driver=_KeepsABufferOfARefusal,
+    ),
+    "supported-writes": Fault(
+        "a device driver's Supported writes its name into the device's folder",
+        "",
+        ("start-stop/supported-changes",),
+        device_driver=_WritesWhatItHasSeen,
     ),
     "failed-start-leaves-open": Fault(
         "a device's Start that fails leaves the bus's protocol open",
         "start-leak-open (E#12399, E#12425)",
-        ("start-stop/failed-start-leaves", "protocol-usage/left-open"),
+        ("protocol-usage/left-open", "start-stop/stop-not-started"),
         front_end=_LeavesTheProtocolOpen,
     ),
     "failed-start-keeps-memory": Fault(
         "a device's Start that fails does not free the private data",
         "start-leak-open (M#1744)",
-        ("start-stop/failed-start-leaves", "memory-ownership/leak"),
+        ("memory-ownership/leak",),
         front_end=_KeepsItsData,
+    ),
+    "failed-start-keeps-its-grants": Fault(
+        "a device's Start that fails does not end the access that it has granted to the peer",
+        "start-leak-open (E#12399, E#12425)",
+        ("start-stop/failed-start-leaves",),
+        front_end=_KeepsItsGrants,
     ),
     "failed-start-frees-first": Fault(
         "a device's Start that fails frees the private data first, and then goes on by what stands in it",
@@ -187,7 +242,7 @@ FAULTS: dict[str, Fault] = {
     "failed-start-swaps-handles": Fault(
         "a device's Start that fails passes the wrong handle to CloseProtocol, which refuses it",
         "cleanup-wrong-arguments (e:2ef0c27cb8, e:bf7249df9c)",
-        ("protocol-usage/cleanup-fails", "protocol-usage/left-open", "start-stop/failed-start-leaves"),
+        ("protocol-usage/cleanup-fails", "protocol-usage/left-open", "start-stop/stop-not-started"),
         front_end=_SwapsHandles,
     ),
     "start-remembers-too-early": Fault(
@@ -217,7 +272,7 @@ FAULTS: dict[str, Fault] = {
     "stop-connects-again": Fault(
         "a device's Stop ends with ConnectController on the controller that is being disconnected",
         "start-during-stop (i:74d90b33f)",
-        ("start-stop/start-during-stop",),
+        ("start-stop/start-during-stop", "protocol-usage/closed-interface"),
         front_end=_ConnectsAgain,
     ),
     "stop-lies": Fault(
@@ -229,13 +284,31 @@ FAULTS: dict[str, Fault] = {
     "stop-keeps-a-page": Fault(
         "the bus's Stop keeps the page in which it had the shared info",
         "reserved-page-leak (XenBusDxe)",
-        ("memory-ownership/leak", "start-stop/stop-leaves"),
+        ("memory-ownership/leak",),
         bus=_KeepsTheSharedPage,
+    ),
+    "stop-keeps-its-watch": Fault(
+        "a device's Stop does not unregister its watch",
+        "",
+        ("start-stop/stop-leaves",),
+        front_end=_KeepsItsWatch,
+    ),
+    "stop-asked-of-everybody": Fault(
+        "the bus's Stop enters Stop of every device driver for each child, whoever manages it",
+        "stop-wrong-children (P#1045, u:314bed6c854)",
+        ("start-stop/stop-not-started",),
+        bus=_StopsWhoeverThereIs,
+    ),
+    "removed-child-marked": Fault(
+        "the bus installs a protocol on the handle of a child that it has just removed",
+        "",
+        ("protocol-usage/closed-interface",),
+        bus=_MarksARemovedChild,
     ),
     "stop-keeps-a-child-record": Fault(
         "the bus opens two protocols for each child and closes one",
         "child-open-not-closed (e:64ef66ba8b)",
-        ("protocol-usage/child-left-open", "protocol-usage/left-open"),
+        ("protocol-usage/child-left-open",),
         bus=_OpensTwoForAChild,
     ),
     "stop-ends-at-closed": Fault(

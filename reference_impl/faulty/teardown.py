@@ -305,6 +305,8 @@ FAULTS: dict[str, Fault] = {
         "a device's notification polls a peer until it answers, and the peer never does",
         "ebs-unbounded-poll (XenStoreDeinit)",
         ("waiting/unbounded-poll",),
+        environment="hostile",
+        switches=("silent-peers",),
         front_end=_PollsWithoutLimit,
     ),
     "handler-logs-after-letting-go": Fault(
