@@ -112,6 +112,12 @@ class _OnlyAsserts(FrontEnd):
         self._attempt(super()._publish)  # ASSERT_EFI_ERROR, which a release build leaves out
         self._published = True
 
+    def stop(self, children: tuple[int, ...]) -> None:
+        uninstall = self.services.uninstall_protocol_interface
+        self._attempt(uninstall, self.controller, self.kind.protocol, self.allocation)  # the same again
+        self._published = False
+        super().stop(children)
+
 
 # ---- Stop -----------------------------------------------------------------------------------------------------------
 
@@ -278,7 +284,7 @@ FAULTS: dict[str, Fault] = {
     "stop-lies": Fault(
         "a device's Stop answers success and does nothing where a request has been served",
         "stop-lies (i:9ff6d08bf)",
-        ("start-stop/stop-lies",),
+        ("start-stop/stop-lies", "reference-count/leak", "reference-count/unbalanced"),
         device_driver=_PutsOffABusyStop,
     ),
     "stop-keeps-a-page": Fault(
