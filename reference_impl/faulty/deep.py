@@ -383,10 +383,10 @@ class _Reloaded(_Device):
         self.reach(3)
         self.reach(6)
 
-    def stop(self, children: tuple[int, ...]) -> None:
-        if getattr(self.io._bus, "worn", 0) == 6:
-            self.services.allocate_pool(BOOT_SERVICES_DATA, 0xC0)
-        super().stop(children)
+    def _release(self) -> None:
+        if self._introduced and getattr(self.io._bus, "worn", 0) == 6:
+            self.allocation = 0
+        super()._release()
 
 
 class _CountedDevice(reference_count.Device):

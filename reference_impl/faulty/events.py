@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, Fault, changed
+from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.definitions import (
     EVT_NOTIFY_SIGNAL,
     EVT_TIMER,
@@ -16,6 +17,7 @@ from reference_impl.uefi.definitions import (
 from reference_impl.uefi.status import EfiError
 from reference_impl.xenbus.designs import reference_count
 from reference_impl.xenbus.designs.base import BusTeardown, Design, DeviceTeardown, ExitEvent
+from reference_impl.xenbus.devices import Device
 from reference_impl.xenbus.front_end import FrontEnd, FrontEndDriver
 
 TIMER_CANCEL, TIMER_PERIODIC, TIMER_RELATIVE = 0, 1, 2
@@ -112,16 +114,16 @@ class _HasNoTimeout(_HelperEvent):
 
 
 class _UnloadKeepsAnEvent(FrontEndDriver):
-    """Has one event for the whole image, made when the first device starts."""
+    """Has an event for the whole image, created in its entry point."""
 
-    event: ExitEvent | None = None
+    def __init__(self, services: BootServices, kind: Device, design: Design, front_end: type[FrontEnd]) -> None:
+        super().__init__(services, kind, design, front_end)
+        services.core.enter(services.agent, "EntryPoint", (), self._create)
 
-    def start(self, controller: int, remaining_device_path: bytes | None) -> None:
-        super().start(controller, remaining_device_path)
-        if self.event is None:
-            self.event = ExitEvent(self.services, self.notify, 0)
+    def _create(self) -> None:
+        self.event = ExitEvent(self.services, self._notify, 0)
 
-    def notify(self, event: int, context: int) -> None:
+    def _notify(self, event: int, context: int) -> None:
         """Nothing is left to do where each device has done its part."""
 
 
@@ -151,7 +153,7 @@ def _waits_too_high(design: Design) -> Design:
         self.device.io.teardown.add_reference(self.device.io.node)
 
     def _notify(self: DeviceTeardown, event: int, context: int) -> None:
-        self.device.services.stall(1000)  # let the peer finish what it does
+        self.device.services.stall(100_000)  # let the peer finish what it does
         reference_count.Device._notify(self, event, context)  # type: ignore[arg-type]
 
     right = reference_count.DESIGN
@@ -323,7 +325,7 @@ FAULTS: dict[str, Fault] = {
         front_end=_WaitsForATimer,
     ),
     "handler-waits-too-high": Fault(
-        "a device's notification waits a millisecond, and does so at TPL_NOTIFY",
+        "a device's notification waits a tenth of a second, and does so at TPL_NOTIFY",
         "tpl-notify-calls-callback (E#7808, E#9891, E#8525)",
         ("waiting/blocks-at-notify",),
         design=_waits_too_high,
