@@ -120,8 +120,12 @@ def run(
         typer.Option(help="Teardown design; can be given several times. Without it all designs, side by side."),
     ] = None,
     environment: Annotated[
-        str, typer.Option(help="What may happen around the drivers; see `ebsfuzz list environments`.")
-    ] = "conforming",
+        str | None,
+        typer.Option(
+            help="What may happen around the drivers; see `ebsfuzz list environments`. Without it what the seeded fault "
+            "needs, which is conforming most often."
+        ),
+    ] = None,
     switch: Annotated[
         list[str] | None,
         typer.Option(
@@ -197,10 +201,14 @@ def run(
     from campaign.findings import read_baseline
     from campaign.run import Campaign, Settings
     from fuzz_targets.registry import TARGETS
-    from reference_impl.faulty import FAULTS
+    from reference_impl.faulty import FAULTS, faulty
     from reference_impl.scenario import ENVIRONMENTS, SWITCHES, environments_of
 
     _known("--target", target, TARGETS)
+    if fault:
+        _known("--fault", fault, FAULTS)
+    if environment is None:
+        environment, switch = faulty(fault).environment, switch or list(faulty(fault).switches)
     _known("--environment", environment, ENVIRONMENTS)
     for name in switch or ():
         _known("--switch", name, SWITCHES)
@@ -208,8 +216,6 @@ def run(
         raise UsageProblem(f"--environment: the target {target} has only the conforming one")
     if switch and environment == "conforming":
         raise UsageProblem("--switch: the conforming environment has none; --environment hostile has")
-    if fault:
-        _known("--fault", fault, FAULTS)
     designs = _designs(target, design)
     images = _images(target, image or [])
     if max_time_s is None and runs is None:
