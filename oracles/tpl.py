@@ -51,6 +51,7 @@ def check(reading: Reading) -> list[Finding]:
             )
             findings.append(_finding("not-restored", entry.agent, entry.name, entry.step, seen))
         explained.update(around.step for around in entry.outwards())
+    told: set[tuple[str, str, str]] = set()  # a wait that polls breaks a rule thousands of times
     for step, (kind, agent, tpl, _, _, name, arguments, _, _) in enumerate(records):
         if kind != _SERVICE:
             continue
@@ -62,7 +63,10 @@ def check(reading: Reading) -> list[Finding]:
             rule = "too-high"
         else:
             continue
-        if rule and agent not in PLATFORM_AGENTS and not (rule == "too-high" and _was_entered_too_high(reading, step)):
+        if not rule or agent in PLATFORM_AGENTS or (rule, agent, name) in told:
+            continue
+        if not (rule == "too-high" and _was_entered_too_high(reading, step)):
+            told.add((rule, agent, name))
             findings.append(_finding(rule, agent, name, step, _told(reading, step)))
     return findings
 

@@ -30,7 +30,10 @@ class Bus(BusTeardown):
 
     def exit(self) -> None:
         """Call every child's callback, then reset ring and grant table."""
-        for node, (agent, callback, context) in self._callbacks.items():
+        for node in list(self._callbacks):
+            if node not in self._callbacks:
+                continue  # its device was stopped meanwhile: test_a_device_that_is_stopped_meanwhile_is_not_called_back
+            agent, callback, context = self._callbacks[node]
             self.bus.services.core.enter(agent, "ExitCallback", (node,), callback, context)
         self.bus.reset_connection()
 
