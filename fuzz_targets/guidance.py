@@ -11,6 +11,7 @@ What a feature is:
 - two notifications that run one after the other: each new order is one;
 - an armed failure, with the entry point and the phase in which it fired;
 - a value of a reference count or of a variable that a driver keeps; a transition of a xenbus state;
+- a basic block of a real image that nothing had run before (`Trace.blocks`);
 - how often, roughly, things came that are worth counting: entry points, steps of exits, moves of the memory map, failures
   that fired, records as a whole.
 
@@ -100,6 +101,9 @@ class Features:
                 if kind == _ENTRY:
                     around[agent] = contexts[name, status in _FINE]
         self._add_special(trace.records, special, found)
+        for image, offsets in trace.blocks.items():
+            for offset in offsets:
+                found.add(self._number("block", image, offset))
         if trace.records:
             found.add(self._number("times", "records", min(len(trace.records), _RECORDS_MAX).bit_length()))
         return found

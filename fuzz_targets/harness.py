@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import guest.world
+import guest.snapshots
 import reference_impl.world
 from oracles import judge
 from oracles.finding import Finding
@@ -24,6 +24,6 @@ def run_and_judge(scenario: Scenario) -> Verdict:
 
     In the efi-image world it raises ImageError where an image cannot be had or started, and ExtraMissing.
     """
-    run = guest.world.run if scenario.world == "efi-image" else reference_impl.world.run
+    run = guest.snapshots.run if scenario.world == "efi-image" else reference_impl.world.run
     trace = run(scenario)
     return Verdict(trace, judge(trace))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
+from collections.abc import Iterable
 
 from guest import require
 from guest.calling_convention import CallingConvention
@@ -95,6 +96,15 @@ class Images:
         symbols = image.source.symbols
         name = None if symbols is None else symbols.symbol_at(offset)
         return f"{image.name}+{offset:#x}{f' [{name}]' if name else ''}"
+
+    def places(self, addresses: Iterable[int]) -> dict[str, list[int]]:
+        """Addresses by image, as offsets in it, in order; those outside of images are left out."""
+        found: dict[str, list[int]] = {}
+        for address in sorted(addresses):
+            image = self.at(address)
+            if image is not None:
+                found.setdefault(image.name, []).append(address - image.base)
+        return found
 
     def call(self, function: int, *arguments: int) -> int:
         """Call guest code; the 64 bits that it answers."""

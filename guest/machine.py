@@ -119,6 +119,9 @@ class Machine:
     """One processor with its memory. `close` gives everything back.
 
     counting       whether every basic block is counted
+    watched        False: whoever makes it sees to its time, where it does not count
+    tracing        whether `blocks` is kept
+    blocks         addresses of the basic blocks that were translated
     spinning       asked when the guest turns without a trap: whether something outside of it still moves on
     read_port      what guest code reads from a port that is no trap's: (port, bytes) → value
     write_port     takes what it writes: (port, bytes, value)
@@ -126,7 +129,7 @@ class Machine:
     ram            what is behind physical memory
     """
 
-    def __init__(self, counting: bool = False) -> None:
+    def __init__(self, counting: bool = False, *, watched: bool = True, tracing: bool = False) -> None:
         unicorn = require("unicorn")
         x86 = require("unicorn.x86_const")
         self._error_type: type[Exception] = unicorn.UcError
@@ -134,6 +137,7 @@ class Machine:
         self._accesses = {getattr(unicorn, f"UC_MEM_{name}"): kind for name, kind in _ACCESSES.items()}
         self._pc, self._sp = x86.UC_X86_REG_RIP, x86.UC_X86_REG_RSP
         self.counting = counting
+        self.blocks: set[int] = set()
         self.spinning: Callable[[], bool] = lambda: False
         self.read_port: Callable[[int, int], int] = _ones
         self.write_port: Callable[[int, int, int], None] = _drop
@@ -164,10 +168,52 @@ class Machine:
         ]
         if counting:
             self._hooks.append(self._uc.hook_add(unicorn.UC_HOOK_BLOCK, self._on_block))
+        if tracing:
+            self._hooks.append(self._uc.hook_add(unicorn.UC_HOOK_EDGE_GENERATED, self._on_translation))
+        self._kept: dict[int, int] = {}
+        self._code = b""
+        self._begin()
+        self._watch = _Watch(self) if watched and not counting else None
+
+    def _begin(self) -> None:
+        """What every machine has from the beginning."""
         self.map(MAILBOX, PAGE)
         self.map(STACK_END - STACK_SIZE, STACK_SIZE)
         self._uc.reg_write(self._sp, STACK_END - 64)
-        self._watch = None if counting else _Watch(self)
+
+    def renew(self) -> None:
+        """Become like new for another world, but keep what was translated: most of what a first run takes.
+
+        That is of use only where the next world puts the same code at the same addresses. `settle` sees to it.
+        """
+        uc = self._uc
+        self._code = self.ram[CODE:CODE_END]
+        self._kept.clear()
+        for first, last, _ in list(uc.mem_regions()):
+            if CODE <= first < CODE_END:
+                self._kept[first] = last - first + 1
+            else:
+                uc.mem_unmap(first, last - first + 1)
+        for memory in (self.ram, self._pool, self._special):
+            memory.madvise(mmap.MADV_DONTNEED)
+        self._handlers.clear()
+        self._pages = bytearray(MEMORY_END >> 12)
+        self._placed.clear()
+        self._free_pages = list(range(PLACED_PAGES - 1, -1, -1))
+        self._pool_end = POOL_WINDOW
+        self.spinning = lambda: False
+        self.read_port, self.write_port = _ones, _drop
+        self.entered = self.left = _nothing
+        self._begin()
+
+    def settle(self, end: int) -> None:
+        """A world has been laid out after `renew`, its code as far as `end`. Translations of other code are thrown away."""
+        if self._kept or self.ram[CODE:end] != self._code[: end - CODE]:
+            for address, size in self._kept.items():
+                self._uc.mem_unmap(address, size)
+            self._kept.clear()
+            self._uc.ctl_flush_tb()
+            self.blocks.clear()
 
     def close(self) -> None:
         """Give the processor and the memory back. Nothing of the machine may be used afterwards."""
@@ -290,6 +336,9 @@ class Machine:
                 self.entered()
             uc.emu_stop()
 
+    def _on_translation(self, uc: Any, block: Any, before: Any, _: Any) -> None:
+        self.blocks.add(block.pc)
+
     def _as_fault(self, error: Any) -> GuestFault:
         if self._fault is not None:
             kind, address, detail = self._fault
@@ -308,7 +357,8 @@ class Machine:
 
     def map(self, address: int, size: int, access: int = READ | WRITE) -> None:
         """Let the guest see physical memory, whole pages of it. What it holds stays as it was."""
-        self._uc.mem_map_ptr(address, size, access, self._ram_at + address)
+        if self._kept.pop(address, 0) != size:
+            self._uc.mem_map_ptr(address, size, access, self._ram_at + address)
         first = address >> 12
         self._pages[first : first + (size >> 12)] = bytes([_RAM]) * (size >> 12)
 

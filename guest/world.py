@@ -26,8 +26,8 @@ from guest.xen import GuestPlatform, HypercallPage
 from guest.xenbus_protocol import NODE, GuestXenBus, ModelServices, XenBusInterface, text_at
 from reference_impl.failures import Failures
 from reference_impl.faulty import faulty
-from reference_impl.scenario import Scenario
-from reference_impl.trace import Kind, Trace
+from reference_impl.scenario import Operation, Scenario
+from reference_impl.trace import Kind, StepBudgetExceeded, Trace
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.core import Core
@@ -93,8 +93,7 @@ def run(scenario: Scenario, drivers: Mapping[str, Image] | None = None) -> Trace
     """
     if drivers is None:
         drivers = open_drivers(scenario.design, scenario.images)
-    delayed = any(step.kind == "backend" and step.arguments[1] for step in scenario.operations)
-    for counting in (delayed, True):
+    for counting in (needs_counting(scenario), True):
         machine = Machine(counting)
         try:
             return GuestWorld(scenario, drivers, machine).run()
@@ -103,6 +102,14 @@ def run(scenario: Scenario, drivers: Mapping[str, Image] | None = None) -> Trace
         finally:
             machine.close()
     raise AssertionError("a machine that counts does not ask for one")
+
+
+def needs_counting(scenario: Scenario) -> bool:
+    """Whether a backend of this scenario takes its time."""
+    devices = len(scenario.devices) + sum(step.kind == "add-device" for step in scenario.operations)
+    return any(
+        step.kind == "backend" and step.arguments[1] and step.arguments[0] < devices for step in scenario.operations
+    )
 
 
 class GuestWorld(PlatformWorld):
@@ -180,15 +187,23 @@ class GuestWorld(PlatformWorld):
                 raise CannotStart(f"{image.name}: its entry point ends in a fault: {fault.kind} at {frames}") from None
         del records[:]
 
-    def run(self) -> Trace:
-        """Do every operation; the trace. Raises NotCountedError, see `run` of the module."""
+    def run(self, first: int = 0) -> Trace:
+        """Do every operation from the `first` on; the trace. Raises NotCountedError, see `run` of the module."""
         try:
-            super().run()
+            super().run(first)
             self.platform.look(self.platform.ring.user)
             self.thunks.heap.check()
         except GuestFault as fault:
             self._record(fault)
         return self.trace
+
+    def advance(self, index: int, operation: Operation) -> bool:
+        """Do one operation, the scenario's `index`-th; whether another can follow."""
+        try:
+            self.do(index, operation)
+        except (GuestFault, StepBudgetExceeded, NotCountedError):
+            return False
+        return True
 
     def _record(self, fault: GuestFault) -> None:
         """Leave the record of a fault. It belongs to the image where it was, or to the nearest that called."""

@@ -38,6 +38,7 @@ RULES = {
     "stray-port": Rule(
         "UEFI 2.10 §14.4", "Driver code reaches its device through PciIo, and uses no I/O port where nothing is."
     ),
+    "crash": Rule("UEFI 2.10 §2.3.4", "Driver code runs on the processor: it does not bring the emulator of it down."),
     "dead-loop": Rule("UEFI 2.10 §7.1", "Driver code ends: it turns in no loop that nothing can end."),
 }
 

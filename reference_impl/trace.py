@@ -62,7 +62,8 @@ class Kind(IntEnum):
                    the value
     FAULT          guest code did what no processor allows, and the run ends: "read", "write", "fetch" of memory that is
                    not there, "exception", "halt"; (address, where, who called …), "XenBusDxe+0x489 (leaf)" where a
-                   function that calls no other did what its caller says; None; which exception, or None
+                   function that calls no other did what its caller says; None; which exception, or None.
+                   "crash" of the agent "emulator": not the guest died, but its processor; (0, after what); None; how
     STRAY          guest code uses an I/O port where nothing is, "in" or "out", for the first time at this place;
                    (port, who called …)
     """
@@ -126,13 +127,14 @@ class Trace:
     """The records of one run, and the context that every record is stamped with.
 
     `tpl`, `depth` and `phase` are the machine's own current values, kept here because this is where they are needed most:
-    there is no second copy.
+    there is no second copy. `blocks` are basic blocks of real images that ran for the first time, by image and offset.
     """
 
-    __slots__ = ("depth", "phase", "records", "tpl")
+    __slots__ = ("blocks", "depth", "phase", "records", "tpl")
 
     def __init__(self) -> None:
         self.records: list[RecordTuple] = []
+        self.blocks: dict[str, list[int]] = {}
         self.tpl = 4
         self.depth = 0
         self.phase = 0

@@ -183,6 +183,17 @@ def test_features_do_not_depend_on_the_process() -> None:
     assert len(outputs) == 1
 
 
+def test_each_new_block_of_an_image_is_a_feature() -> None:
+    """By image and offset; the archive keeps an input for each."""
+    trace, other = _trace(), _trace()
+    trace.blocks = {"XenBusDxe": [0x100, 0x200]}
+    other.blocks = {"XenBusDxe": [0x100], "XenPvBlkDxe": [0x100]}
+    features = Features()
+    first, second = features.of(trace), features.of(other)
+    assert (len(first), len(second), len(first | second)) == (2, 2, 3)
+    assert {features.groups[number] for number in first | second} == {"block"}
+
+
 def test_the_archive_keeps_the_last_input_for_each_state() -> None:
     """A later input takes the place; features that are no state are not kept."""
     archive = Archive()

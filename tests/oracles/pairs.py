@@ -689,7 +689,7 @@ _COPIES_TO_NULL = _fault("write", 0x28, "XenBusDxe+0x3315 (leaf)", "XenBusDxe+0x
 
 PAIRS |= {
     "guest-fault/null-pointer/XenBusDxe/XenBusDxe+0x1ad6": (_COPIES_TO_NULL, _ends_before_its_operations_do),
-    "guest-fault/access/XenBusDxe/XenBusDxe+0x489": (
+    "guest-fault/access/XenBusDxe/XenBusDxe+0x489 (leaf)": (
         _fault("read", 0x1000, "XenBusDxe+0x489 (leaf)"),
         _ends_before_its_operations_do,
     ),
@@ -713,6 +713,11 @@ def _debug_port(story: Story) -> None:
 def _uses_a_port_of_nobody(story: Story) -> None:
     with story.entry("Start"):
         story.add(Kind.STRAY, BUS, "in", (0x510, "XenBusDxe+0x80 [MyReadPort+0x4]", "XenBusDxe+0x90"))
+
+
+@pair("guest-fault/crash/emulator/connect", _ends_before_its_operations_do)
+def _brings_the_emulator_down(story: Story) -> None:
+    story.add(Kind.FAULT, "emulator", "crash", (0, "connect"), None, "SIGSEGV")
 
 
 @pair("guest-fault/dead-loop/XenBusDxe/Start", _ends_before_its_operations_do)
