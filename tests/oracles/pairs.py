@@ -722,5 +722,5 @@ def _brings_the_emulator_down(story: Story) -> None:
 
 @pair("guest-fault/dead-loop/XenBusDxe/Start", _ends_before_its_operations_do)
 def _turns_in_a_loop(story: Story) -> None:
-    with story.add(Kind.ENTRY, BUS, "Start"):
+    with story.entry("Start", status=None):
         story.add(Kind.STUCK, BUS, "dead-loop", ("XenBusDxe+0x80", "XenBusDxe+0x90"))

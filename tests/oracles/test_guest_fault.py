@@ -80,7 +80,7 @@ def test_a_dead_loop_is_known_by_the_entry_point_that_it_keeps(place):
     story = Story()
     with story.entry("Start"):
         pass
-    with story.add(Kind.ENTRY, BUS, "Stop"):
+    with story.entry("Stop", status=None):
         with story.entry("Notify"):
             pass
         story.add(Kind.STUCK, BUS, "dead-loop", (place, "XenBusDxe+0x9e4"))
