@@ -689,7 +689,7 @@ _COPIES_TO_NULL = _fault("write", 0x28, "XenBusDxe+0x3315 (leaf)", "XenBusDxe+0x
 
 PAIRS |= {
     "guest-fault/null-pointer/XenBusDxe/XenBusDxe+0x1ad6": (_COPIES_TO_NULL, _ends_before_its_operations_do),
-    "guest-fault/access/XenBusDxe/XenBusDxe+0x489 (leaf)": (
+    "guest-fault/access/XenBusDxe/XenBusDxe+0x489": (
         _fault("read", 0x1000, "XenBusDxe+0x489 (leaf)"),
         _ends_before_its_operations_do,
     ),
