@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -158,6 +159,9 @@ def run(
     timeout: Annotated[
         str, typer.Option(metavar="DURATION", help="The longest that one execution may take; more is a failure.")
     ] = "10s",
+    rss_limit_mb: Annotated[
+        int, typer.Option(min=64, help="The most memory that a worker may use, in MiB; more is a failure.")
+    ] = 2048,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -170,7 +174,14 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=1, max=0xFFFF_FFFF, help="Of the random numbers. Without it another every time.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for corpus and reproducers.")] = Path(DEFAULT_OUT),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the campaign: corpus, findings, statistics. The same command on it goes on where it was. "
+            f"Without it `{DEFAULT_OUT}`, followed by what differs from the defaults.",
+            show_default=False,
+        ),
+    ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(
@@ -235,9 +246,10 @@ def run(
         max_time_s=max_time_s,
         runs=runs,
         timeout_s=timeout_s,
+        rss_limit_mb=rss_limit_mb,
         jobs=jobs,
         seed=seed,
-        out=out,
+        out=out or _default_out(target, environment, switch or (), fault, images),
         baseline=read_baseline(baseline) if baseline else frozenset(),
         guided=not unguided,
     )
@@ -257,6 +269,16 @@ def run(
 
         print(DOCUMENTS[output_format](result.as_object()), flush=True)
     return result.exit
+
+
+def _default_out(
+    target: str, environment: str, switches: Iterable[str], fault: str, images: Iterable[str]
+) -> Path:
+    """A folder for each campaign, so that commands without --out get on with one another."""
+    usual = (DEFAULT_TARGET, "conforming", "")
+    parts = [target, environment, *sorted(set(switches)), fault]
+    parts += [re.sub(r"[^A-Za-z0-9._]+", "-", Path(image).name) for image in images]
+    return Path("-".join([DEFAULT_OUT, *(part for part in parts if part not in usual)]))
 
 
 def _designs(target: str, chosen: list[str] | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from campaign.durations import format_duration
 from campaign.run import DesignFigures, FindingResult, Progress, Result
+from campaign.triage import MINIMIZED
 from oracles import ORACLES
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -118,17 +119,15 @@ def show_result(result: Result, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(_rules_table(result))
-    errors = [finding for finding in result.findings if not finding.found.record.note]
-    notes = [finding for finding in result.findings if finding.found.record.note]
+    errors = [finding for finding in result.findings if not finding.finding.note]
+    notes = [finding for finding in result.findings if finding.finding.note]
     for number, finding in enumerate(errors, 1):
         _show_finding(number, finding, console)
     if notes:
         console.print("\nNotes, which do not change the exit status:", style="bold")
         for finding in notes:
-            console.print(
-                f"   {finding.found.record.signature} in {_name(finding.found.record.design)}", soft_wrap=True
-            )
-            console.print(f"   {'replay':<10} {replay_command(finding.reproduced.path)}", soft_wrap=True)
+            console.print(f"   {finding.finding.signature} in {_name(finding.finding.design)}", soft_wrap=True)
+            console.print(f"   {'replay':<10} {replay_command(finding.reproducer)}", soft_wrap=True)
     known = sum(finding.known for finding in errors)
     console.print(
         f"\n{len(errors) or 'no'} finding{'s' if len(errors) != 1 else ''}"
@@ -154,10 +153,10 @@ def _rules_table(result: Result) -> Table:
         cells = []
         for figures in result.designs:
             here = [
-                finding.found.count
+                finding.finding.count
                 for finding in result.findings
-                if (finding.found.record.design, finding.found.record.oracle) == (figures.design, oracle)
-                and (finding.found.record.rule, finding.found.record.note) == (rule, note)
+                if (finding.finding.design, finding.finding.oracle) == (figures.design, oracle)
+                and (finding.finding.rule, finding.finding.note) == (rule, note)
             ]
             cells.append(f"{len(here)} ({sum(here):,})" if here else "–")
         table.add_row(f"{oracle}/{rule}" + (" (note)" if note else "") if rule else oracle, *cells)
@@ -166,7 +165,7 @@ def _rules_table(result: Result) -> Table:
 
 def _rows(result: Result) -> list[tuple[str, str, bool]]:
     """Oracle, rule ("" where no rule of the family was broken), and whether it is a note."""
-    seen = sorted({(one.found.record.oracle, one.found.record.rule, one.found.record.note) for one in result.findings})
+    seen = sorted({(one.finding.oracle, one.finding.rule, one.finding.note) for one in result.findings})
     families = [*ORACLES, *dict.fromkeys(oracle for oracle, _, _ in seen if oracle not in ORACLES)]
     rows: list[tuple[str, str, bool]] = []
     for family in families:
@@ -175,19 +174,19 @@ def _rows(result: Result) -> list[tuple[str, str, bool]]:
 
 
 def _show_finding(number: int, finding: FindingResult, console: Console) -> None:
-    record, reproduced = finding.found.record, finding.reproduced
+    record = finding.finding
     kind = "known" if finding.known else "finding"
     heading = f"{number}. {record.oracle}/{record.rule} in {_name(record.design)}: {record.agent}, {record.subject}"
     console.print(f"\n{heading}", soft_wrap=True, style="bold")
-    orders = ", ".join(order if isinstance(order, str) else f"permutation {list(order)}" for order in reproduced.orders)
+    orders = ", ".join(order if isinstance(order, str) else f"permutation {list(order)}" for order in record.orders)
     rows = {
         kind: record.signature,
-        "seen in": f"{finding.found.count:,} executions; notification order {orders}",
+        "seen in": f"{finding.finding.count:,} executions; notification order {orders}",
         "agent": record.agent,
-        "expected": reproduced.expected,
-        "seen": f"{reproduced.seen} ({record.source})",
-        "reproducer": shown(reproduced.path) + ("" if reproduced.minimized else " (not minimized)"),
-        "replay": replay_command(reproduced.path),
+        "expected": record.expected,
+        "seen": f"{record.seen} ({record.source})",
+        "reproducer": shown(finding.reproducer) + ("" if record.state == MINIMIZED else " (not minimized)"),
+        "replay": replay_command(finding.reproducer),
     }
     for heading, text in rows.items():
         console.print(f"   {heading:<10} {text}", soft_wrap=True)

@@ -88,21 +88,25 @@ def minimize(
     judge: Judge = signatures,
     *,
     max_runs: int = MAX_RUNS,
+    stop: Callable[[], bool] | None = None,
     remark: Callable[[str], None] | None = None,
 ) -> Scenario:
-    """The smallest scenario found that still has `signature`; 1-minimal unless `max_runs` were used up.
+    """The smallest scenario found that still has `signature`; 1-minimal unless it ended before that.
 
-    `remark` is told in one sentence where the runs were used up; without it, the sentence goes to standard error.
+    max_runs  runs after which it ends
+    stop      asked before each run: whether to end now
+    remark    told in one sentence where it ended early; without it, the sentence goes to standard error
+
     Raises ValueError where `scenario` itself does not have the signature.
     """
     assert max_runs > 0
-    shrinker = _Shrinker(scenario, signature, judge, max_runs)
-    if not shrinker.fails(scenario):
-        raise ValueError(f"the scenario does not have the finding {signature}")
+    shrinker = _Shrinker(scenario, signature, judge, max_runs, stop)
     try:
+        if not shrinker.fails(scenario):
+            raise ValueError(f"the scenario does not have the finding {signature}")
         shrinker.run()
-    except _OutOfRunsError:
-        sentence = f"{signature}: {max_runs} runs were used up; the scenario may not be the smallest"
+    except _OutOfRunsError as reason:
+        sentence = f"{signature}: {reason}; the scenario may not be the smallest"
         if remark is None:
             print(sentence, file=sys.stderr)
         else:
@@ -183,18 +187,21 @@ def smaller_neighbours(scenario: Scenario) -> Iterator[Scenario]:
 
 
 class _OutOfRunsError(Exception):
-    """`max_runs` scenarios have been judged."""
+    """No more scenarios may be judged; the message says why."""
 
 
 class _Shrinker:
     """The current scenario, what is known about others, and the passes that make it smaller."""
 
-    def __init__(self, scenario: Scenario, signature: str, judge: Judge, max_runs: int) -> None:
+    def __init__(
+        self, scenario: Scenario, signature: str, judge: Judge, max_runs: int, stop: Callable[[], bool] | None
+    ) -> None:
         self.current = scenario
         self._key = sort_key(scenario)
         self._signature = signature
         self._judge = judge
-        self._runs_left = max_runs
+        self._max_runs = self._runs_left = max_runs
+        self._stop = stop
         self._verdicts: dict[Scenario, bool] = {}
 
     def run(self) -> None:
@@ -222,7 +229,9 @@ class _Shrinker:
         known = self._verdicts.get(scenario)
         if known is None:
             if not self._runs_left:
-                raise _OutOfRunsError
+                raise _OutOfRunsError(f"{self._max_runs} runs were used up")
+            if self._stop is not None and self._stop():
+                raise _OutOfRunsError("no time was left")
             self._runs_left -= 1
             known = self._verdicts[scenario] = self._signature in self._judge(scenario)
         return known

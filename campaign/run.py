@@ -1,13 +1,17 @@
 """A campaign: workers that fuzz designs side by side, their findings collected, counted and made reproducers.
 
-`Campaign.run` starts one process for each `Assignment`, a few at a time, and looks at all of them a few times a second:
-new findings go to the triage, figures to whoever shows progress. It ends when all assignments are done, when `stop` is
-called (Ctrl-C), or when a worker shows that nothing can come of it.
+`Campaign.run` keeps a number of worker processes going (`campaign.schedule` says what each does next) and looks at all of
+them a few times a second: new findings go to triage, new corpus entries to the corpus, figures to the statistics and to
+whoever shows progress. It ends when its time or its runs are over, when `stop` is called (Ctrl-C), or when a worker shows
+that nothing can come of it.
 
-What lies in the output folder:
-    corpus/<target>/<design>/  what libFuzzer keeps; the next campaign in the same folder goes on from there
-    findings/<name>/           reproducers
-    workers/<name>/            of workers that are running or failed: counters, raw findings, log, crashing inputs
+The output folder is the campaign (`docs/campaigns.md` says what lies in it), and the same command on it goes on where it
+was. Whatever is killed at any moment leaves the truth behind: workers write findings whole or not at all and count in
+mapped files, the statistics are committed whole or not at all, and a worker's folder goes only when all of it is in there.
+`_recover` reads the folders of those that were killed.
+
+A worker that breaks down is started again. What it broke down over is kept, and is a failure of ebsfuzz itself, which the
+exit status says in the end. A design whose workers do nothing but break down is given up.
 
 What deliberately lives elsewhere: fuzzing (`campaign.worker`), reproducers (`campaign.triage`), and all that people see
 (`campaign.display`).
@@ -15,45 +19,61 @@ What deliberately lives elsewhere: fuzzing (`campaign.worker`), reproducers (`ca
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from campaign import worker
+from campaign import campaign_folder, worker
+from campaign.campaign_folder import CampaignFolder
 from campaign.exit_status import Exit, UsageProblem
-from campaign.findings import Collector, Found, write_atomically
+from campaign.findings import FindingRecord, WorkerFolder
 from campaign.replay import scenarios_at
-from campaign.triage import Reproduced, Triage
+from campaign.reproducer import SCENARIO_BYTES
+from campaign.schedule import Assignment, Schedule
+from campaign.shared_corpus import Live, SharedCorpus
+from campaign.statistics import Identity, Statistics, TriagedFinding
+from campaign.triage import FAILED, GONE, KEPT, LARGER, MINIMIZED, Answer, Job, Triage
 from campaign.worker import WorkerConfig
+from campaign.worker_process import ROOT, WorkerProcess
 from fuzz_targets import codec
 from fuzz_targets.input_files import InputError, read_scenario
+from fuzz_targets.mutator import Mutator
 from fuzz_targets.registry import TARGETS
 
-ROOT = Path(__file__).resolve().parent.parent
 WORKER_COMMAND = (sys.executable, "-m", "campaign.worker")
 
 LOOK_S = 0.1  # between two looks at the workers
-STOP_GRACE_S = 5  # for a worker that was told to stop
-OVERTIME_S = 20  # that a worker may take longer than its time and one execution: it starts, and reads its corpus
+WATCH_S = 1.0  # between two looks at their corpus, memory and speed, and two commits of the statistics
+PROGRESS_S = 60.0  # between two points of progress
+ANOTHER_LOOK_S = 60.0  # before what has a reproducer is minimized from other inputs, too: in a short run others need the time
 MINIMIZE_AFTER_END_S = 120  # for getting findings smaller when the workers have ended
 MINIMIZE_AFTER_STOP_S = 5  # the same after Ctrl-C
-RUNS_BEFORE_FEEDBACK = 2000  # a fuzzer that has run so often without coverage is blind
+ORPHAN_S = 10  # for a worker of a run that was killed to be gone
+
+FAILURES_IN_A_ROW = 5  # after which a design is given up; a worker that ran more than this begins a new row:
+HEALTHY_EXECUTIONS = 1000
+FAILURES = 100  # after which a design is given up in any case
+CRASHES_KEPT = 1000  # files
 
 LIBFUZZER_MEANING = {70: "one execution took too long", 71: "out of memory", 77: "it crashed"}
+
+# What libFuzzer calls an input over which it ended.
+_INPUT = re.compile(r"(crash|timeout|oom|leak|slow-unit)[-.]")
+
+# How a worker ends that got Ctrl-C or the like; 72 is libFuzzer's own status for it.
+_SIGNALLED = frozenset({72, 128 + signal.SIGINT, -signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,52 +97,22 @@ class Settings:
     max_time_s: int | None = None
     runs: int | None = None
     timeout_s: int = 10
+    rss_limit_mb: int = 2048
     jobs: int | None = None
     seed: int | None = None
     out: Path = Path("campaign-out")
     baseline: frozenset[str] = frozenset()
     guided: bool = True
 
-
-@dataclass(frozen=True)
-class Assignment:
-    """The share of one worker process: a design, how long, how often, and with which random numbers."""
-
-    design: str
-    seconds: int | None
-    runs: int | None
-    seed: int | None
-
-
-def assignments_of(settings: Settings) -> list[Assignment]:
-    """The workers of a campaign, in the order in which they start.
-
-    With fewer jobs than designs the designs take turns and share the time; with more, a design gets several workers,
-    which share its runs and its corpus.
-    """
-    designs = settings.designs
-    jobs = settings.jobs or len(designs)
-    turns = math.ceil(len(designs) / jobs)
-    seconds = None if settings.max_time_s is None else max(1, settings.max_time_s // turns)
-    made: list[Assignment] = []
-    for index, design in enumerate(designs):
-        workers = max(1, jobs // len(designs) + (index < jobs % len(designs)))
-        if settings.runs is not None:
-            workers = min(workers, settings.runs)
-        for number in range(workers):
-            runs = settings.runs
-            if runs is not None:
-                runs = runs // workers + (number < runs % workers)
-            seed = settings.seed
-            if seed is not None and number:
-                seed = (seed + number * 1_000_003) % 0xFFFF_FFFF or 1
-            made.append(Assignment(design, seconds, runs, seed))
-    return made
+    @property
+    def identity(self) -> Identity:
+        """What only the same campaign has."""
+        return Identity(target=self.target, environment=self.environment, switches=self.switches, fault=self.fault)
 
 
 @dataclass
 class DesignFigures:
-    """How far the fuzzing of one design has come."""
+    """How far the fuzzing of one design has come, over all sessions. `seconds` are those of its workers, added up."""
 
     design: str
     executions: int = 0
@@ -134,37 +124,74 @@ class DesignFigures:
 
     @property
     def executions_per_second(self) -> float:
-        """Executions for each second in which a worker of this design ran."""
+        """Executions for each second of a worker."""
         return self.executions / self.seconds if self.seconds else 0.0
+
+    def add(self, executions: int, seconds: float, edges: int, features: int) -> None:
+        """Add what one worker has done. Edges and features are shared, so the largest counts."""
+        self.executions += executions
+        self.seconds += seconds
+        self.edges = max(self.edges, edges)
+        self.features = max(self.features, features)
+
+
+@dataclass(frozen=True)
+class WorkerFigures:
+    """How one worker that runs is doing. `rate`: executions for each second, lately."""
+
+    number: int
+    design: str
+    executions: int
+    rate: float
+    edges: int
+    features: int
+    corpus_size: int
+    rss_mb: int
+    news: str
+    news_s: float
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a campaign looks like at one moment. `seconds_left` is None where no time limit was given."""
+    """What a campaign looks like at one moment. `seconds_left` is None where no time limit was given.
+
+    seconds  of all sessions
+    news     the last lines of the log
+    """
 
     seconds: float
     seconds_left: float | None
     designs: tuple[DesignFigures, ...]
     minimizing: int = 0
+    workers: tuple[WorkerFigures, ...] = ()
+    news: tuple[str, ...] = ()
+
+    @property
+    def rate(self) -> float:
+        """Executions of all workers for each second, lately."""
+        return sum(one.rate for one in self.workers)
 
 
 @dataclass(frozen=True)
 class FindingResult:
-    """One signature of one design, at the end of a campaign. `known`: a baseline or the target itself lists it."""
+    """One signature of one design, at the end of a session. `known`: a baseline or the target itself lists it."""
 
-    found: Found
-    reproduced: Reproduced
+    finding: TriagedFinding
+    reproducer: Path
     known: bool
 
     @property
     def counts(self) -> bool:
         """Whether it makes the exit status 1."""
-        return not self.known and not self.found.record.note
+        return not self.known and not self.finding.note
 
 
 @dataclass
 class Result:
-    """What came of a campaign."""
+    """What has come of a campaign by the end of a session: figures of all sessions, and the findings that are still there.
+
+    seconds  of all sessions
+    """
 
     settings: Settings
     seconds: float
@@ -180,7 +207,7 @@ class Result:
 
     @property
     def executions_per_second(self) -> float:
-        """Executions of all workers for each second of the campaign in which one of them ran."""
+        """Executions of all workers for each second of the campaign."""
         return self.executions / self.seconds if self.seconds else 0.0
 
     @property
@@ -216,29 +243,35 @@ class Result:
             ],
             "findings": [
                 {
-                    "design": finding.found.record.design,
-                    "oracle": finding.found.record.oracle,
-                    "rule": finding.found.record.rule,
-                    "signature": finding.found.record.signature,
-                    "count": finding.found.count,
-                    "reproducer": str(finding.reproduced.path.resolve()),
-                    "note": finding.found.record.note,
-                    "known": finding.known,
-                    "minimized": finding.reproduced.minimized,
-                    "agent": finding.found.record.agent,
-                    "subject": finding.found.record.subject,
-                    "source": finding.found.record.source,
-                    "expected": finding.reproduced.expected,
-                    "seen": finding.reproduced.seen,
-                    "orders": finding.reproduced.orders,
+                    **{
+                        name: value
+                        for name, value in msgspec.to_builtins(one.finding).items()
+                        if name not in ("id", "state")
+                    },
+                    "minimized": one.finding.state == MINIMIZED,
+                    "known": one.known,
+                    "reproducer": str(one.reproducer.resolve()),
                 }
-                for finding in self.findings
+                for one in self.findings
             ],
         }
 
 
+@dataclass
+class _Known:
+    """A finding of this campaign. `fewest`: operations of its smallest scenario, or of its raw one while it waits."""
+
+    id: int
+    design: str
+    signature: str
+    fewest: int
+    first_seen: float
+    state: str
+    reproducer: str = ""
+
+
 class Campaign:
-    """One campaign. `run` does it; `stop`, which a signal handler may call, ends it early.
+    """One session of a campaign. `run` does it; `stop`, which a signal handler may call, ends it early.
 
     report   called a few times a second with how far it has come
     command  starts a worker; the configuration is added as the last argument
@@ -251,14 +284,29 @@ class Campaign:
         self._report = report
         self._command = command
         self._target = TARGETS[settings.target]
-        self._collector = Collector()
-        self._waiting = assignments_of(settings)
-        self._running: list[_Worker] = []
-        self._ended: list[_Worker] = []
+        self._jobs = settings.jobs or len(settings.designs)
+        self._running: list[WorkerProcess] = []
+        self._figures = {design: DesignFigures(design) for design in settings.designs}  # of workers that have ended
+        self._started = Counter[str]()  # workers of each design, in all sessions
+        self._in_a_row = Counter[str]()  # failures of each design
+        self._failures = Counter[str]()
+        self._known: dict[tuple[str, str], _Known] = {}
+        self._corpora: dict[str, SharedCorpus] = {}
         self._problems: list[str] = []
+        self._problem_kinds: set[str] = set()
+        self._news: deque[str] = deque(maxlen=5)
         self._stops = 0
-        self._triage: Triage | None = None
+        self._aborted = False
         self._began = 0.0
+        self._seconds_before = 0.0
+        self._seconds = 0.0  # of this session, when it has ended
+        self._next_watch = 0.0
+        self._next_progress = PROGRESS_S
+        self._kept: list[Path] = []  # inputs of the worker that ended last
+        self._folder: CampaignFolder
+        self._statistics: Statistics
+        self._schedule: Schedule
+        self._triage: Triage | None = None
 
     def stop(self) -> None:
         """End early: the first call ends the workers, the second also the minimizing."""
@@ -267,34 +315,42 @@ class Campaign:
     def run(self) -> Result:
         """Fuzz to the end.
 
-        Raises UsageProblem for a corpus that cannot be read and an output folder that cannot be written, and
-        CampaignFailure where a finding does not replay.
+        Raises UsageProblem for a corpus that cannot be read, an output folder that is in use, another campaign's or
+        foreign, and one that cannot be written.
         """
-        out = self.settings.out
-        seeds: Path | None = None
         inputs = self._starting_corpus()
+        with campaign_folder.opened(self.settings.out) as self._folder:
+            try:
+                self._statistics = Statistics(self._folder.path, self.settings.identity)
+                try:
+                    return self._run_session(inputs)
+                finally:
+                    self._statistics.close()
+            except OSError as error:
+                place = error.filename or self.settings.out
+                raise UsageProblem(f"{place}: cannot be written: {error.strerror or error}") from error
+
+    def _run_session(self, inputs: list[bytes]) -> Result:
+        self._begin_session()
+        self._recover()
+        self._take_in(inputs)
+        self._triage = triage = Triage()
         try:
-            for folder in (out / "workers", out / "findings"):
-                folder.mkdir(parents=True, exist_ok=True)
-            seeds = Path(tempfile.mkdtemp(dir=out / "workers", prefix="seeds-"))
-            for number, data in enumerate(inputs):
-                (seeds / f"{number:06}.bin").write_bytes(data)
-            self._triage = Triage(self._target, out / "findings")
+            self._look_at_earlier_findings()
             self._began = time.monotonic()
             try:
-                self._fuzz(seeds)
+                self._fuzz()
             finally:
                 self._end_workers(signal.SIGINT)
-            seconds = time.monotonic() - self._began
-            self._finish_triage()
-            result = self._result(seconds)
-            self._tidy_up()
-        except OSError as error:
-            raise UsageProblem(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
+                self._seconds = time.monotonic() - self._began
+            self._finish_triage(triage)
         finally:
-            if seeds is not None:
-                shutil.rmtree(seeds, ignore_errors=True)
-        return result
+            triage.kill()
+        ended = "stopped" if self._stops else "failed" if self._aborted else "done"
+        self._statistics.update_session(self._seconds, ended)
+        self._note("session", "", f"{ended} after {self._seconds:.0f} s, {self._totals()}")
+        self._add_progress()
+        return self._result()
 
     # ---- before ---------------------------------------------------------------------------------------------------
 
@@ -324,70 +380,362 @@ class Campaign:
                 inputs.append(codec.encode(scenario))
         return inputs
 
+    def _begin_session(self) -> None:
+        """Open the corpora, and go on with the sessions that did not come to their end."""
+        settings, statistics = self.settings, self._statistics
+        for folder in (self._folder.workers, self._folder.findings):
+            folder.mkdir(exist_ok=True)
+        continued = statistics.begin_session(
+            designs=settings.designs,
+            jobs=self._jobs,
+            max_time_s=settings.max_time_s,
+            runs=settings.runs,
+            seed=settings.seed,
+            guided=settings.guided,
+            pid=os.getpid(),
+        )
+        had = sum(session.seconds for session in continued)
+        left = None if settings.max_time_s is None else max(0.0, settings.max_time_s - had)
+        self._schedule = Schedule(settings.designs, self._jobs, left, settings.runs)
+        sessions = {session.id for session in continued}
+        for ended in statistics.workers():
+            self._started[ended.design] += 1
+            if ended.design in self._figures:
+                self._figures[ended.design].add(ended.executions, ended.seconds, ended.edges, ended.features)
+                if ended.session in sessions:
+                    self._schedule.credit(ended.design, ended.seconds, ended.executions)
+        self._seconds_before = statistics.seconds_before()
+        for finding in statistics.findings():
+            fewest = finding.operations
+            if fewest is None:
+                fewest = len(codec.decode(statistics.raw_of(finding.id)).operations)
+            self._known[finding.design, finding.signature] = _Known(
+                finding.id,
+                finding.design,
+                finding.signature,
+                fewest,
+                finding.first_seen,
+                finding.state,
+                finding.reproducer,
+            )
+        for design in settings.designs:
+            corpus = self._corpora[design] = SharedCorpus(self._folder.corpus(settings.target, design))
+            if damaged := corpus.load(self._folder.damaged):
+                self._note("corpus", design, f"{damaged} damaged files put aside in {self._folder.damaged}")
+        session = f"session {statistics.session}"
+        if left is not None and continued:
+            session += f" goes on: {left:.0f} of {settings.max_time_s} s are left"
+        self._note("session", "", f"{session}: {settings.identity}, {self._jobs} workers")
+
+    def _recover(self) -> None:
+        """Take over what workers have left behind whose run was killed."""
+        rows = {row.folder: row for row in self._statistics.workers()}
+        for path in sorted(self._folder.workers.iterdir()):
+            row = rows.get(path.name)
+            if row is None:
+                continue  # no worker's
+            found = WorkerFolder(path)
+            if not found.wait_for_the_end(ORPHAN_S):
+                raise UsageProblem(f"{path}: a worker of a run that was killed is still there; end it and start again")
+            self._take_findings(row.id, found)
+            self._statistics.update_worker(row.id, executions=found.executions, ended="killed with its run")
+            if row.design in self._figures:
+                self._figures[row.design].executions += found.executions - row.executions
+            entries = 0
+            if row.design in self._corpora and (path / "corpus").is_dir():
+                corpus = self._corpora[row.design]
+                entries = corpus.adopt(path / "corpus")
+            self._keep_inputs(path, row.design)
+            self._note(
+                "worker",
+                row.design,
+                f"worker {row.id} had been killed: {found.executions:,} executions, {entries} corpus entries",
+            )
+        self._statistics.commit()
+        for path in (*self._folder.workers.iterdir(), *self._folder.findings.glob(".*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _take_in(self, inputs: list[bytes]) -> None:
+        """Make the starting corpus part of each design's, where it is not the one that was taken in last."""
+        digests = json.loads(self._statistics.seeds or "{}")
+        digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in inputs)).hexdigest()
+        for design, corpus in self._corpora.items():
+            if digests.get(design) == digest:
+                continue
+            pin = Mutator(self._target, design, self.settings.fault, self.settings.images).pinned
+            for data in inputs:
+                corpus.add(codec.encode(pin(codec.decode(data))))
+            digests[design] = digest
+        self._statistics.seeds = json.dumps(digests)
+        self._statistics.commit()
+
+    def _look_at_earlier_findings(self) -> None:
+        """Finish triage where it was left, and see whether what was found before is still there."""
+        for known in self._known.values():
+            if known.design not in self._corpora:
+                continue
+            raw = self._statistics.raw_of(known.id)
+            smallest = self._smallest(known)
+            if not smallest:
+                self._ask(known, raw, priority=0)
+                continue
+            self._ask(known, smallest, priority=0, check=known.state != KEPT)
+            if known.fewest < len(codec.decode(smallest).operations):
+                self._ask(known, raw, priority=1)
+
+    def _smallest(self, known: _Known) -> bytes:
+        """The scenario of a finding's reproducer; empty where there is none."""
+        place = self._folder.path / known.reproducer / SCENARIO_BYTES
+        return place.read_bytes() if known.reproducer and place.is_file() else b""
+
     # ---- while it runs --------------------------------------------------------------------------------------------
 
-    def _fuzz(self, seeds: Path) -> None:
-        jobs = self.settings.jobs or len(self.settings.designs)
-        while (self._waiting or self._running) and not self._stops:
-            while self._waiting and len(self._running) < jobs:
-                self._start(self._waiting.pop(0), seeds)
+    def _fuzz(self) -> None:
+        while not self._stops and not self._aborted:
+            while len(self._running) < self._jobs and (assignment := self._schedule.next(self._elapsed())):
+                self._start(assignment)
+            if not self._running:
+                return
             time.sleep(LOOK_S)
             self._look()
             self._report(self._progress())
 
-    def _start(self, assignment: Assignment, seeds: Path) -> None:
+    def _elapsed(self) -> float:
+        return self._seconds or (time.monotonic() - self._began if self._began else 0.0)
+
+    def _start(self, assignment: Assignment) -> None:
         settings = self.settings
-        name = assignment.design or settings.target
-        folder = Path(tempfile.mkdtemp(dir=settings.out / "workers", prefix=f"{name}-"))
-        corpus = settings.out / "corpus" / settings.target / assignment.design
-        corpus.mkdir(parents=True, exist_ok=True)
+        design = assignment.design
+        seed = settings.seed
+        if seed is not None and self._started[design]:
+            seed = (seed + self._started[design] * 1_000_003) % 0xFFFF_FFFF or 1
+        name = f"{design or settings.target}-{self._started.total() + 1:06}"
+        number = self._statistics.add_worker(design, name)
+        self._started[design] += 1
+        self._statistics.commit()
+        folder = self._folder.workers / name
+        folder.mkdir()
+        live = Live(self._corpora[design], folder / "corpus", folder)
         config = WorkerConfig(
             target=settings.target,
-            design=assignment.design,
+            design=design,
             fault=settings.fault,
             images=settings.images,
             environment=settings.environment,
             switches=settings.switches,
             folder=str(folder.resolve()),
-            corpus=str(corpus.resolve()),
-            seeds=str(seeds.resolve()),
-            seed=assignment.seed,
+            corpus=str(live.folder.resolve()),
+            seed=seed,
             seconds=assignment.seconds,
             runs=assignment.runs,
             timeout_s=settings.timeout_s,
+            rss_limit_mb=settings.rss_limit_mb,
             guided=settings.guided,
         )
-        self._collector.add_worker(folder)
-        self._running.append(_Worker(assignment, folder, [*self._command, msgspec.json.encode(config).decode()]))
+        command = [*self._command, msgspec.json.encode(config).decode()]
+        self._running.append(WorkerProcess(number, assignment, WorkerFolder(folder), live, command))
 
     def _look(self) -> None:
         """Collect what is new, and see to workers that have ended or should."""
-        for found in self._collector.poll():
-            assert self._triage is not None
-            self._triage.add(found)
+        now = self._elapsed()
+        watch = now >= self._next_watch
         for running in list(self._running):
             if running not in self._running:
                 continue  # one that failed has just taken all of them along
-            running.executions = self._collector.executions(running.folder)
             if running.poll():
                 self._running.remove(running)
-                self._ended.append(running)
-                # What it did between the look above and its end.
-                running.executions = self._collector.executions(running.folder)
+                self._take_over(running)
                 self._judge_end(running)
+                continue
+            self._take_findings(running.number, running.found, all_counts=watch)
+            if watch:
+                running.watch()
+                self._share(running)
+            trouble = running.trouble(self.settings.timeout_s, self.settings.rss_limit_mb)
+            if trouble:
+                self._running.remove(running)
+                running.end(signal.SIGKILL)
+                self._take_over(running)
+                self._count_failure(running, f"a worker of {running.name} failed: {trouble}")
             elif self.settings.guided and running.is_blind():
-                running.end(signal.SIGKILL)
-                self._fail(f"the fuzzer is blind: {running.executions} executions gave no coverage feedback", running)
-            elif running.overdue(self.settings.timeout_s):
-                running.end(signal.SIGKILL)
-                self._fail(f"a worker of {running.name} did not end in time and was killed", running)
+                self._abort(f"the fuzzer is blind: {running.executions} executions gave no coverage feedback")
+        self._take_answers()
+        if watch:
+            self._next_watch = now + WATCH_S
+            for running in self._running:
+                self._store_figures(running)
+            self._statistics.update_session(now)
+            self._statistics.commit()
+        if now >= self._next_progress:
+            self._next_progress = now + PROGRESS_S
+            self._add_progress()
 
-    def _judge_end(self, ended: _Worker) -> None:
+    def _take_findings(self, number: int, found: WorkerFolder, *, all_counts: bool = True) -> None:
+        """Take over what a worker has stored, and what it has counted."""
+        new = found.look()
+        for record, raw in new:
+            self._take_finding(record, raw)
+        if new or all_counts:
+            for sighting in found.sightings():
+                self._statistics.see(
+                    self._known[sighting.record.design, sighting.record.signature].id,
+                    number,
+                    count=sighting.count,
+                    last_seen=sighting.last_seen,
+                    orders=sighting.orders,
+                    environments=sighting.environments,
+                    switches=sighting.switches,
+                )
+        if new:
+            self._statistics.commit()
+
+    def _take_finding(self, record: FindingRecord, raw: bytes) -> None:
+        known = self._known.get((record.design, record.signature))
+        if known is None:
+            words = ("oracle", "rule", "agent", "subject", "signature", "source", "expected", "seen", "note", "design")
+            number = self._statistics.add_finding(
+                first_seen=record.time, raw=raw, **{name: getattr(record, name) for name in words}
+            )
+            known = _Known(number, record.design, record.signature, record.operations, record.time, "waiting")
+            self._known[record.design, record.signature] = known
+            self._note("finding", record.design, record.signature)
+            self._ask(known, raw, priority=0)
+            return
+        if record.time < known.first_seen:
+            known.first_seen = record.time
+            self._statistics.update_finding(known.id, first_seen=record.time)
+        if known.state == GONE or record.operations < known.fewest:
+            known.fewest = record.operations
+            self._statistics.update_finding(known.id, raw=raw)
+            self._ask(known, raw, priority=1)
+        elif known.state != "waiting" and self._elapsed() > ANOTHER_LOOK_S:
+            self._ask(known, raw, priority=2)
+
+    def _ask(self, known: _Known, raw: bytes, *, priority: int, check: bool = False) -> None:
+        """Have triage look at an input, unless there is no triage yet: then at its beginning."""
+        if self._triage is None:
+            return
+        self._triage.add(
+            Job(
+                finding=known.id,
+                priority=priority,
+                target=self.settings.target,
+                signature=known.signature,
+                raw=raw,
+                folder=str(self._folder.findings),
+                # What is gone is no measure for what has come back. What is to get smaller may stay as it is.
+                smallest=b"" if check or known.state in (GONE, KEPT) else self._smallest(known),
+                runs=self._statistics.count_of(known.id),
+                check=check,
+            )
+        )
+
+    def _take_answers(self) -> None:
+        """Note what triage has found out."""
+        known_by_id = {known.id: known for known in self._known.values()}
+        for job, answer in self._triage.answers() if self._triage else ():
+            known = known_by_id[job.finding]
+            if answer.outcome == LARGER:
+                continue
+            if answer.outcome in (GONE, FAILED):
+                self._lose(known, job, answer)
+            elif job.check:
+                if known.state == GONE:
+                    known.state = KEPT
+                    self._statistics.update_finding(known.id, state=KEPT)
+            else:
+                smaller = bool(known.reproducer)
+                known.state, known.fewest = answer.outcome, answer.operations
+                known.reproducer = f"findings/{answer.reproducer}"
+                self._statistics.update_finding(
+                    known.id,
+                    state=known.state,
+                    reproducer=known.reproducer,
+                    **{
+                        name: getattr(answer, name)
+                        for name in (
+                            "reliability",
+                            "operations",
+                            "environment",
+                            "switches",
+                            "orders",
+                            "expected",
+                            "seen",
+                        )
+                    },
+                )
+                if smaller:
+                    text = f"{known.signature}: now {answer.operations} operations"
+                    self._note("smaller", known.design, text)
+
+    def _lose(self, known: _Known, job: Job, answer: Answer) -> None:
+        """An input does not show its finding again, or cannot be run again."""
+        if job.check:
+            known.state = GONE
+            self._statistics.update_finding(known.id, state=GONE)
+            self._note("finding", known.design, f"{known.signature}: gone")
+            return
+        if known.reproducer and known.state != GONE:
+            return  # the one that is there is good enough
+        place = self._folder.crashes / f"finding-{known.id}.bin"
+        self._folder.crashes.mkdir(exist_ok=True)
+        place.write_bytes(job.raw)
+        known.state = GONE
+        self._statistics.update_finding(known.id, state=GONE, reliability=answer.reliability)
+        why = answer.remark or "it does not show again when its scenario is replayed: the world is not deterministic"
+        self._fail(f"{known.signature}: {why}; the input is kept in {place}")
+
+    def _share(self, running: WorkerProcess) -> None:
+        """Take over what a worker has added to the corpus, tell the others, and give it more of what was there."""
+        new = running.live.collect()
+        if new:
+            for other in self._running:
+                if other is not running and other.design == running.design:
+                    other.live.hear_of(new)
+        if running.initialised:
+            running.live.feed()
+
+    def _store_figures(self, running: WorkerProcess, ended: str = "") -> None:
+        names = ("seconds", "executions", "edges", "features", "corpus_size", "rss_mb", "rss_max_mb", "news")
+        figures = {name: getattr(running, name) for name in names}
+        self._statistics.update_worker(running.number, ended=ended, **figures)
+
+    def _take_over(self, ended: WorkerProcess) -> None:
+        """Make what a worker has done part of the campaign; afterwards its folder is not needed any more."""
+        self._take_findings(ended.number, ended.found)
+        self._share(ended)
+        self._figures[ended.design].add(ended.executions, ended.seconds, ended.edges, ended.features)
+        self._schedule.end(ended.assignment, ended.seconds, ended.executions)
+        self._store_figures(ended, "stopped" if ended.stopped else f"status {ended.status}")
+        self._statistics.commit()
+        self._kept = self._keep_inputs(ended.found.path, ended.design, ended.log())
+        shutil.rmtree(ended.found.path, ignore_errors=True)
+
+    def _keep_inputs(self, folder: Path, design: str, log: str = "") -> list[Path]:
+        """Move the inputs over which a worker broke down out of its folder, and out of the corpus."""
+        kept: list[Path] = []
+        for path in sorted(folder.iterdir()):
+            if not _INPUT.match(path.name):
+                continue
+            if design in self._corpora:
+                self._corpora[design].remove([path.name.partition("-")[2]])
+            self._folder.crashes.mkdir(exist_ok=True)
+            if sum(1 for _ in self._folder.crashes.iterdir()) >= CRASHES_KEPT:
+                continue
+            place = self._folder.crashes / path.name
+            path.replace(place)
+            if log:
+                place.with_name(f"{path.name}.log").write_text(log)
+            kept.append(place)
+        return kept
+
+    def _judge_end(self, ended: WorkerProcess) -> None:
         """Say what was wrong with the end of a worker, if anything was."""
         status = ended.status
         if status == 0 or ended.stopped:
             if self.settings.guided and not ended.stopped and not ended.edges:
-                self._fail("the fuzzer is blind: no execution gave coverage feedback", ended)
+                self._abort("the fuzzer is blind: no execution gave coverage feedback")
+            self._in_a_row[ended.design] = 0
             return
         if status in _SIGNALLED:
             # Ctrl-C reaches the workers at the same time as this process, and may be handled there first.
@@ -395,112 +743,176 @@ class Campaign:
             while not self._stops and time.monotonic() < deadline:
                 time.sleep(LOOK_S)
             if self._stops:
-                ended.stopped = True
                 return
-        problem = ended.problem
         if status == worker.EXIT_CANNOT_WRITE:
-            ended.keep = True
-            raise UsageProblem(problem or f"{self.settings.out}: cannot be written")
+            raise UsageProblem(ended.problem or f"{self.settings.out}: cannot be written")
         if status in (worker.EXIT_NO_ENGINE, worker.EXIT_BLIND):
-            ended.stopped = True  # nothing is worth keeping: it has not run
-            self._fail(problem, ended)
+            self._abort(ended.problem)
+            return
+        if status < 0 and not self._kept:
+            # Somebody else ended it, be it the kernel for want of memory. There is nothing to mend in ebsfuzz.
+            self._count_failure(ended, f"a worker of {ended.name} was killed by signal {-status}", fail=False)
             return
         meaning = LIBFUZZER_MEANING.get(status, f"it ended with status {status}")
-        lines = [f"a worker of {ended.name} failed: {meaning}"]
-        inputs = sorted(path for path in ended.folder.iterdir() if _INPUT.match(path.name))
-        lines[0] += f"; the input is kept in {inputs[0]}" if inputs else f"; see {ended.folder / _LOG}"
-        self._fail("\n".join([*lines, *ended.traceback()]), ended, stop=False)
+        self._count_failure(ended, f"a worker of {ended.name} failed: {meaning}", ended.traceback())
 
-    def _fail(self, problem: str, failed: _Worker, *, stop: bool = True) -> None:
-        """Note that ebsfuzz itself failed; `stop` where other workers would only fail in the same way."""
-        failed.keep = not failed.stopped
-        if problem not in self._problems:
+    def _count_failure(
+        self, ended: WorkerProcess, what: str, traceback: Sequence[str] = (), *, fail: bool = True
+    ) -> None:
+        """A worker has broken down. Another takes its place, unless that happens again and again."""
+        design = ended.design
+        place = f"; the input is kept in {self._kept[0]}" if self._kept else ""
+        self._note("worker", design, f"{what}{place}")
+        if fail:
+            self._fail("\n".join([f"{what}{place}", *traceback]), kind="\n".join([what, *traceback]))
+        self._failures[design] += 1
+        self._in_a_row[design] = 1 if ended.executions > HEALTHY_EXECUTIONS else self._in_a_row[design] + 1
+        if self._in_a_row[design] >= FAILURES_IN_A_ROW or self._failures[design] >= FAILURES:
+            self._schedule.give_up(design)
+            row = f"{self._in_a_row[design]} times in a row"
+            if self._in_a_row[design] < FAILURES_IN_A_ROW:
+                row = f"{self._failures[design]} times"
+            self._fail(f"gave {ended.name} up: its workers broke down {row}, the last time: {what}")
+
+    def _fail(self, problem: str, *, kind: str = "") -> None:
+        """Note that ebsfuzz itself failed. The same `kind` of problem is said once."""
+        kind = kind or problem
+        if kind not in self._problem_kinds:
+            self._problem_kinds.add(kind)
             self._problems.append(problem)
-        if stop:
-            self._waiting.clear()
-            self._end_workers(signal.SIGKILL)
+            self._note("problem", "", problem.partition("\n")[0])
+
+    def _abort(self, problem: str) -> None:
+        """End because all workers would only fail in the same way."""
+        self._aborted = True
+        self._fail(problem)
+        self._end_workers(signal.SIGKILL)
 
     def _end_workers(self, number: int) -> None:
         """End the workers that still run, and collect what they have left."""
         for running in self._running:
             running.stopped = True
             running.signal(number)
-        for running in self._running:
+        while self._running:
+            running = self._running.pop()
             running.end(number)
-        for running in self._running:
-            running.executions = self._collector.executions(running.folder)
-        self._ended += self._running
-        self._running.clear()
-        for found in self._collector.poll():
-            assert self._triage is not None
-            self._triage.add(found)
+            self._take_over(running)
 
-    def _finish_triage(self) -> None:
+    def _finish_triage(self, triage: Triage) -> None:
         """Wait for the reproducers; after a while, findings are stored as they were found."""
-        triage = self._triage
-        assert triage is not None
+        triage.finish()
         stops = self._stops
         deadline = time.monotonic() + (MINIMIZE_AFTER_STOP_S if stops else MINIMIZE_AFTER_END_S)
-
-        def wait() -> None:
-            nonlocal stops, deadline
+        while not triage.join(LOOK_S):
             if self._stops != stops:
                 stops = self._stops
                 deadline = time.monotonic()
             if time.monotonic() >= deadline:
                 triage.hurry()
+            self._take_answers()
             self._report(self._progress())
-            triage.join(LOOK_S)
-
-        triage.finish(wait)
+        self._take_answers()
         self._report(self._progress())
 
+    # ---- figures --------------------------------------------------------------------------------------------------
+
+    def _note(self, kind: str, design: str, text: str) -> None:
+        """Something for the log and the statistics."""
+        self._statistics.add_event(kind, design, text)
+        line = f"{kind}: {design}: {text}" if design else f"{kind}: {text}"
+        self._folder.log(line, time.time())
+        self._news.append(line)
+
     def _progress(self) -> Progress:
-        now = time.monotonic() - self._began
-        limit = self.settings.max_time_s
-        triage = self._triage
+        now = self._elapsed()
         return Progress(
-            seconds=now,
-            seconds_left=None if limit is None else max(0.0, limit - now),
-            designs=self._figures(),
-            minimizing=triage.waiting if triage else 0,
+            seconds=self._seconds_before + now,
+            seconds_left=None if self._schedule.seconds is None else max(0.0, self._schedule.seconds - now),
+            designs=self._design_figures(),
+            minimizing=self._triage.waiting if self._triage else 0,
+            workers=tuple(
+                WorkerFigures(
+                    one.number,
+                    one.design,
+                    one.executions,
+                    one.rate,
+                    one.edges,
+                    one.features,
+                    one.corpus_size,
+                    one.rss_mb,
+                    one.news,
+                    time.monotonic() - one.news_at,
+                )
+                for one in self._running
+            ),
+            news=tuple(self._news),
         )
 
-    def _figures(self) -> tuple[DesignFigures, ...]:
-        """The figures of each design over its workers. Edges and corpus are shared, so the largest counts."""
-        by_design = {design: DesignFigures(design) for design in self.settings.designs}
-        for one in (*self._ended, *self._running):
-            figures = by_design[one.assignment.design]
-            figures.executions += one.executions
-            figures.seconds = max(figures.seconds, one.seconds)
-            figures.edges = max(figures.edges, one.edges)
-            figures.features = max(figures.features, one.features)
-            figures.corpus_size = max(figures.corpus_size, one.corpus_size)
-        for design, _ in self._collector.found:
-            by_design[design].findings += 1
+    def _design_figures(self) -> tuple[DesignFigures, ...]:
+        """The figures of each design over its workers."""
+        by_design = {design: replace(figures) for design, figures in self._figures.items()}
+        for one in self._running:
+            by_design[one.design].add(one.executions, one.seconds, one.edges, one.features)
+        for design, corpus in self._corpora.items():
+            by_design[design].corpus_size = len(corpus.sizes)
+        for known in self._known.values():
+            if known.design in by_design and known.state != GONE:
+                by_design[known.design].findings += 1
         return tuple(by_design.values())
 
-    # ---- after ----------------------------------------------------------------------------------------------------
+    def _totals(self) -> str:
+        designs = self._design_figures()
+        executions, findings = sum(one.executions for one in designs), sum(one.findings for one in designs)
+        return f"{executions:,} executions and {findings} findings in all"
 
-    def _result(self, seconds: float) -> Result:
-        assert self._triage is not None
+    def _add_progress(self) -> None:
+        """A point of progress, for the statistics and for dashboards."""
+        progress = self._progress()
+        columns = ("design", "executions", "edges", "features", "corpus_size", "findings")
+        designs = [{name: getattr(one, name) for name in columns} for one in progress.designs]
+        for design in designs:
+            self._statistics.add_progress(seconds=progress.seconds, **design)
+        self._statistics.commit()
+        self._folder.add_progress(
+            {
+                "time": round(time.time(), 1),
+                "seconds": round(progress.seconds, 1),
+                **{name: sum(one[name] for one in designs) for name in columns[1:]},
+                "executions_per_second": round(progress.rate, 1),
+                "waiting_for_triage": progress.minimizing,
+                "designs": designs,
+                "workers": [
+                    {
+                        "design": one.design,
+                        "executions": one.executions,
+                        "executions_per_second": round(one.rate, 1),
+                        "rss_mb": one.rss_mb,
+                    }
+                    for one in progress.workers
+                ],
+            }
+        )
+
+    def _result(self) -> Result:
         places = {design: place for place, design in enumerate(self.settings.designs)}
-        keys = sorted(self._collector.found, key=lambda key: (places[key[0]], key[1]))
         findings = [
             FindingResult(
-                self._collector.found[key],
-                self._triage.done[key],
-                key[1] in self.settings.baseline or self._target.is_known(*key),
+                finding,
+                self._folder.path / finding.reproducer,
+                finding.signature in self.settings.baseline or self._target.is_known(finding.design, finding.signature),
             )
-            for key in keys
+            for finding in self._statistics.findings()
+            if finding.design in places and finding.state != GONE
         ]
-        return Result(self.settings, seconds, self._figures(), findings, self._problems, bool(self._stops))
-
-    def _tidy_up(self) -> None:
-        """Remove the folders of workers whose findings are reproducers now; what failed stays as evidence."""
-        for ended in self._ended:
-            if not ended.keep:
-                shutil.rmtree(ended.folder, ignore_errors=True)
+        findings.sort(key=lambda one: (places[one.finding.design], one.finding.signature))
+        return Result(
+            self.settings,
+            self._seconds_before + self._seconds,
+            self._design_figures(),
+            findings,
+            self._problems,
+            bool(self._stops),
+        )
 
 
 def _scenarios_in(folders: Iterable[Path]) -> list[Path]:
@@ -517,120 +929,3 @@ def _scenarios_in(folders: Iterable[Path]) -> list[Path]:
         except InputError as error:
             raise UsageProblem(str(error)) from None
     return paths
-
-
-# ---- one worker ---------------------------------------------------------------------------------------------------
-
-_LOG = "log.txt"
-_LINES_KEPT = 200
-_INPUT = re.compile(r"(crash|timeout|oom|leak|slow-unit)[-.]")
-# How a worker ends that got Ctrl-C or the like; 72 is libFuzzer's own status for it.
-_SIGNALLED = frozenset({72, 128 + signal.SIGINT, -signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM})
-_STATUS_LINE = re.compile(r"#\d+\s+[A-Z]\w+")
-_FIGURE = re.compile(r"\b(cov|ft|corp): (\d+)")
-
-
-class _Worker:
-    """One worker process, and what its output says about coverage."""
-
-    def __init__(self, assignment: Assignment, folder: Path, command: list[str]) -> None:
-        self.assignment = assignment
-        self.folder = folder
-        self.executions = 0
-        self.edges = 0
-        self.features = 0
-        self.corpus_size = 0
-        self.problem = ""
-        self.stopped = False  # by this process
-        self.keep = False  # its folder, as evidence
-        self.status = 0
-        self._initialised = False
-        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        environment = os.environ | {
-            # The package of this process, from whatever folder it was started; and no log that comes in blocks.
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-            "PYTHONUNBUFFERED": "1",
-        }
-        self._began = time.monotonic()
-        self._ended: float | None = None
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,  # atheris writes tracebacks there
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=environment,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def name(self) -> str:
-        return self.assignment.design or "the target"
-
-    @property
-    def seconds(self) -> float:
-        return (self._ended or time.monotonic()) - self._began
-
-    def poll(self) -> bool:
-        """Whether the process has ended; its status and figures are final then."""
-        if self._process.poll() is None:
-            return False
-        self._finish()
-        return True
-
-    def signal(self, number: int) -> None:
-        """Tell the process to end."""
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def end(self, number: int) -> None:
-        """End the process, by force where it does not listen."""
-        self.signal(number)
-        try:
-            self._process.wait(STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._finish()
-
-    def is_blind(self) -> bool:
-        """Whether it runs and runs, and nothing of it is coverage."""
-        return self._initialised and not self.edges and self.executions >= RUNS_BEFORE_FEEDBACK
-
-    def overdue(self, timeout_s: int) -> bool:
-        """Whether it should have ended long ago."""
-        limit = self.assignment.seconds
-        return limit is not None and self.seconds > limit + timeout_s + OVERTIME_S
-
-    def traceback(self) -> list[str]:
-        """The lines of the Python exception that ended it, or the last lines of its log."""
-        lines = list(self._lines)
-        starts = [index for index, line in enumerate(lines) if "Traceback" in line or "Uncaught Python" in line]
-        ends = [index for index, line in enumerate(lines) if line.startswith("==") and "ERROR: libFuzzer" in line]
-        return [line for line in lines[starts[0] if starts else -5 : ends[0] if ends else None] if line.strip()]
-
-    def _finish(self) -> None:
-        if self._ended is None:
-            self._ended = time.monotonic()
-            self._reader.join()
-            self.status = self._process.returncode
-            write_atomically(self.folder / _LOG, "".join(f"{line}\n" for line in self._lines).encode())
-
-    def _read(self) -> None:
-        """Read libFuzzer's lines until the process ends: `#1234 NEW cov: 56 ft: 78 corp: 9/123b …`."""
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                line = line.rstrip("\n")
-                self._lines.append(line)
-                if line.startswith(worker.PROBLEM):
-                    self.problem = line.removeprefix(worker.PROBLEM)
-                elif _STATUS_LINE.match(line):
-                    self._initialised = True
-                    figures = dict(_FIGURE.findall(line))
-                    self.edges = int(figures.get("cov", self.edges))
-                    self.features = int(figures.get("ft", self.features))
-                    self.corpus_size = int(figures.get("corp", self.corpus_size))

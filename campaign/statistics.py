@@ -32,7 +32,7 @@ _WAIT_S = 30  # for another process that reads or writes at the moment
 
 SCHEMA = """
 CREATE TABLE campaign (
-    format INTEGER NOT NULL, created REAL NOT NULL, target TEXT NOT NULL, image TEXT NOT NULL, environment TEXT NOT NULL,
+    format INTEGER NOT NULL, created REAL NOT NULL, target TEXT NOT NULL, images TEXT NOT NULL, environment TEXT NOT NULL,
     switches TEXT NOT NULL, fault TEXT NOT NULL, seeds TEXT NOT NULL
 );
 CREATE TABLE sessions (
@@ -50,7 +50,7 @@ CREATE TABLE findings (
     id INTEGER PRIMARY KEY, design TEXT NOT NULL, signature TEXT NOT NULL, oracle TEXT NOT NULL, rule TEXT NOT NULL,
     agent TEXT NOT NULL, subject TEXT NOT NULL, source TEXT NOT NULL, expected TEXT NOT NULL, seen TEXT NOT NULL,
     note INTEGER NOT NULL, first_seen REAL NOT NULL, state TEXT NOT NULL, reliability REAL, operations INTEGER,
-    environment TEXT NOT NULL, switches TEXT NOT NULL, orders TEXT NOT NULL, reproducer TEXT NOT NULL,
+    environment TEXT NOT NULL, switches TEXT NOT NULL, orders TEXT NOT NULL, reproducer TEXT NOT NULL, raw BLOB NOT NULL,
     UNIQUE (design, signature)
 );
 CREATE TABLE sightings (
@@ -73,19 +73,19 @@ CREATE TABLE events (
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What a campaign tests. The folder of one campaign takes no run of another.
 
-    image  what `--image` names, "" for a target without
+    images  what `--image` names, for a target that has images
     """
 
     target: str
     environment: str
     switches: tuple[str, ...] = ()
     fault: str = ""
-    image: str = ""
+    images: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        named = {"environment": self.environment, "fault": self.fault, "image": self.image}
-        parts = [self.target, *(f"{name} {value}" for name, value in named.items() if value)]
-        return ", ".join([*parts, *(f"switch {name}" for name in self.switches)])
+        many = [("switch", name) for name in self.switches] + [("image", name) for name in self.images]
+        named = [("environment", self.environment), ("fault", self.fault), *many]
+        return ", ".join([self.target, *(f"{name} {value}" for name, value in named if value)])
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -413,6 +413,15 @@ class Statistics:
     def update_finding(self, finding: int, **columns: Any) -> None:
         """What triage has found out: columns of the finding's row."""
         self._update("findings", finding, **columns)
+
+    def raw_of(self, finding: int) -> bytes:
+        """The input of a finding that triage looked at last, or is to look at."""
+        return bytes(self._connection.execute("SELECT raw FROM findings WHERE id = ?", (finding,)).fetchone()[0])
+
+    def count_of(self, finding: int) -> int:
+        """In how many executions a finding has been seen."""
+        query = "SELECT total(count) FROM sightings WHERE finding = ?"
+        return int(self._connection.execute(query, (finding,)).fetchone()[0])
 
     def see(self, finding: int, worker: int, **columns: Any) -> None:
         """How often a worker has seen a finding by now: a row of `sightings`."""

@@ -2,7 +2,8 @@
 
 CONFIG is a `WorkerConfig` as JSON. Figures and findings go into the worker's folder (`campaign.findings`), and
 libFuzzer's own lines to standard error, where the parent reads coverage and corpus size. libFuzzer leaves the process
-without telling Python, so nothing here waits for the end.
+without telling Python, so nothing here waits for the end. It ends with its parent, however that ends: what is in the folder
+is collected by the next run of the campaign.
 
 A worker that cannot go on says so in one line that begins with `PROBLEM`, and ends with one of the statuses below.
 Anything else that ends it is a crash of ebsfuzz itself, and libFuzzer keeps the input in the worker's folder.
@@ -10,6 +11,7 @@ Anything else that ends it is a crash of ebsfuzz itself, and libFuzzer keeps the
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -37,7 +39,9 @@ EXIT_BLIND = 42  # no feedback
 EXIT_CRASHED = 77  # as libFuzzer has it
 EXIT_TIMEOUT = 70  # as libFuzzer has it
 
-_RUNS_PER_LOOK = 1024  # between two looks at whether the parent is still there
+PARENT = "EBSFUZZ_PARENT"  # environment variable with the number of the process that has started this one
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
@@ -47,11 +51,11 @@ class WorkerConfig(msgspec.Struct, frozen=True):
                    what is fuzzed; design "" in a world that has none
     switches       of the hostile environment, from which each scenario has some
     folder         the worker's own, which exists
-    corpus         folder of the design's corpus, shared with other workers; it exists
-    seeds          folder of starting inputs, only read
+    corpus         its live folder of entries of the corpus, which exists
     seed           of the random numbers; None: the target's own, else any
     seconds, runs  when to end; None: no limit. Seconds count from the start of the process.
     timeout_s      the longest that one execution may take
+    rss_limit_mb   the most memory that the process may use, in MiB
     guided         False: weighted random scenarios, without atheris
     """
 
@@ -63,36 +67,42 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     switches: tuple[str, ...]
     folder: str
     corpus: str
-    seeds: str
     seed: int | None
     seconds: int | None
     runs: int | None
     timeout_s: int
+    rss_limit_mb: int
     guided: bool
 
 
 def main() -> NoReturn:
     """Fuzz as the configuration in the first argument says, until a limit is reached or a signal comes."""
     config = msgspec.json.decode(sys.argv[1], type=WorkerConfig)
-    parent = os.getppid()
+    die_with_parent()
     try:
         store = FindingStore(Path(config.folder))
     except OSError as error:
         _give_up(EXIT_CANNOT_WRITE, f"{config.folder}: {error.strerror}")
 
     def on_verdict(data: bytes, scenario: Scenario, verdict: Verdict) -> None:
-        executions = store.count_execution()
+        store.count_execution()
         for finding in verdict.findings:
             try:
-                store.see(finding, config.design, lambda: data)
+                store.see(finding, scenario, lambda: data)
             except OSError as error:
                 _give_up(EXIT_CANNOT_WRITE, f"{error.filename}: {error.strerror}")
-        if executions % _RUNS_PER_LOOK == 0 and os.getppid() != parent:
-            os._exit(0)  # the campaign was killed; nobody would ever end this process
 
     if config.guided:
         _fuzz_guided(config, on_verdict)
     _fuzz_unguided(config, store, on_verdict)
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the one that has started it ends, however that ends: nobody else would ever end it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.environ.get(PARENT, "") not in ("", str(os.getppid())):
+        os._exit(0)  # it has ended already
 
 
 def _give_up(status: int, message: str) -> NoReturn:
@@ -110,6 +120,7 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
         _give_up(EXIT_BLIND, "the fuzzer is blind: EBSFUZZ_INSTRUMENT=none takes all coverage feedback away")
     arguments = [
         f"-timeout={config.timeout_s}",
+        f"-rss_limit_mb={config.rss_limit_mb}",
         f"-artifact_prefix={config.folder}/",
         "-print_final_stats=0",
     ]
@@ -127,7 +138,7 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
             images=config.images,
             environment=config.environment,
             switches=config.switches,
-            arguments=[*arguments, config.corpus, config.seeds],
+            arguments=[*arguments, config.corpus],
             on_verdict=on_verdict,
         )
     except engine.EngineMissing as error:
