@@ -271,9 +271,26 @@ def run(
     return result.exit
 
 
-def _default_out(
-    target: str, environment: str, switches: Iterable[str], fault: str, images: Iterable[str]
-) -> Path:
+@app.command()
+def status(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of a campaign, running or not.", show_default=False)
+    ],
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """Say how far a campaign has come: workers, designs, findings and the last news. It may be running."""
+    from campaign.display import console_for
+    from campaign.status import show_status, status_of
+
+    state = status_of(folder)
+    if output_format is Format.JSON:
+        _print_json(state)
+    else:
+        show_status(state, console_for("stdout"))
+    return Exit.NOTHING_FOUND
+
+
+def _default_out(target: str, environment: str, switches: Iterable[str], fault: str, images: Iterable[str]) -> Path:
     """A folder for each campaign, so that commands without --out get on with one another."""
     usual = (DEFAULT_TARGET, "conforming", "")
     parts = [target, environment, *sorted(set(switches)), fault]

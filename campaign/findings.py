@@ -140,6 +140,11 @@ class FindingStore:
         self.counters[first + _LAST_MS] = int(time.time() * 1000)
         self.counters[first + _COUNT] = count + 1
 
+    def close(self) -> None:
+        """Nothing more will be written."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._file.close()
+
     def _store(self, finding: Finding, design: str, slot: int, operations: int, raw: bytes) -> None:
         record = FindingRecord(
             design=design,

@@ -43,7 +43,7 @@ from campaign.replay import scenarios_at
 from campaign.reproducer import SCENARIO_BYTES
 from campaign.schedule import Assignment, Schedule
 from campaign.shared_corpus import Live, SharedCorpus
-from campaign.statistics import Identity, Statistics, TriagedFinding
+from campaign.statistics import Identity, Session, Statistics, TriagedFinding
 from campaign.triage import FAILED, GONE, KEPT, LARGER, MINIMIZED, Answer, Job, Triage
 from campaign.worker import WorkerConfig
 from campaign.worker_process import ROOT, WorkerProcess
@@ -57,7 +57,9 @@ WORKER_COMMAND = (sys.executable, "-m", "campaign.worker")
 LOOK_S = 0.1  # between two looks at the workers
 WATCH_S = 1.0  # between two looks at their corpus, memory and speed, and two commits of the statistics
 PROGRESS_S = 60.0  # between two points of progress
-ANOTHER_LOOK_S = 60.0  # before what has a reproducer is minimized from other inputs, too: in a short run others need the time
+ANOTHER_LOOK_S = (
+    60.0  # before what has a reproducer is minimized from other inputs, too: in a short run others need the time
+)
 MINIMIZE_AFTER_END_S = 120  # for getting findings smaller when the workers have ended
 MINIMIZE_AFTER_STOP_S = 5  # the same after Ctrl-C
 ORPHAN_S = 10  # for a worker of a run that was killed to be gone
@@ -331,8 +333,9 @@ class Campaign:
                 raise UsageProblem(f"{place}: cannot be written: {error.strerror or error}") from error
 
     def _run_session(self, inputs: list[bytes]) -> Result:
-        self._begin_session()
+        continued = self._begin_session()
         self._recover()
+        self._go_on(continued)
         self._take_in(inputs)
         self._triage = triage = Triage()
         try:
@@ -380,8 +383,8 @@ class Campaign:
                 inputs.append(codec.encode(scenario))
         return inputs
 
-    def _begin_session(self) -> None:
-        """Open the corpora, and go on with the sessions that did not come to their end."""
+    def _begin_session(self) -> tuple[Session, ...]:
+        """Read what is there; the earlier sessions that did not come to their end, so that this one goes on with them."""
         settings, statistics = self.settings, self._statistics
         for folder in (self._folder.workers, self._folder.findings):
             folder.mkdir(exist_ok=True)
@@ -394,17 +397,6 @@ class Campaign:
             guided=settings.guided,
             pid=os.getpid(),
         )
-        had = sum(session.seconds for session in continued)
-        left = None if settings.max_time_s is None else max(0.0, settings.max_time_s - had)
-        self._schedule = Schedule(settings.designs, self._jobs, left, settings.runs)
-        sessions = {session.id for session in continued}
-        for ended in statistics.workers():
-            self._started[ended.design] += 1
-            if ended.design in self._figures:
-                self._figures[ended.design].add(ended.executions, ended.seconds, ended.edges, ended.features)
-                if ended.session in sessions:
-                    self._schedule.credit(ended.design, ended.seconds, ended.executions)
-        self._seconds_before = statistics.seconds_before()
         for finding in statistics.findings():
             fewest = finding.operations
             if fewest is None:
@@ -422,10 +414,7 @@ class Campaign:
             corpus = self._corpora[design] = SharedCorpus(self._folder.corpus(settings.target, design))
             if damaged := corpus.load(self._folder.damaged):
                 self._note("corpus", design, f"{damaged} damaged files put aside in {self._folder.damaged}")
-        session = f"session {statistics.session}"
-        if left is not None and continued:
-            session += f" goes on: {left:.0f} of {settings.max_time_s} s are left"
-        self._note("session", "", f"{session}: {settings.identity}, {self._jobs} workers")
+        return continued
 
     def _recover(self) -> None:
         """Take over what workers have left behind whose run was killed."""
@@ -439,8 +428,6 @@ class Campaign:
                 raise UsageProblem(f"{path}: a worker of a run that was killed is still there; end it and start again")
             self._take_findings(row.id, found)
             self._statistics.update_worker(row.id, executions=found.executions, ended="killed with its run")
-            if row.design in self._figures:
-                self._figures[row.design].executions += found.executions - row.executions
             entries = 0
             if row.design in self._corpora and (path / "corpus").is_dir():
                 corpus = self._corpora[row.design]
@@ -454,6 +441,26 @@ class Campaign:
         self._statistics.commit()
         for path in (*self._folder.workers.iterdir(), *self._folder.findings.glob(".*")):
             shutil.rmtree(path, ignore_errors=True)
+
+    def _go_on(self, continued: tuple[Session, ...]) -> None:
+        """Count what has been done before, and what of that belongs to the same limits."""
+        settings, statistics = self.settings, self._statistics
+        had = sum(session.seconds for session in continued)
+        left = None if settings.max_time_s is None else max(0.0, settings.max_time_s - had)
+        self._schedule = Schedule(settings.designs, self._jobs, left, settings.runs)
+        sessions = {session.id for session in continued}
+        for ended in statistics.workers():
+            self._started[ended.design] += 1
+            if ended.design in self._figures:
+                self._figures[ended.design].add(ended.executions, ended.seconds, ended.edges, ended.features)
+                if ended.session in sessions:
+                    self._schedule.credit(ended.design, ended.seconds, ended.executions)
+        self._seconds_before = statistics.seconds_before()
+        text = f"session {statistics.session}"
+        if continued:
+            text += " goes on"
+            text += f": {left:.0f} of {settings.max_time_s} s are left" if left is not None else ""
+        self._note("session", "", f"{text}: {settings.identity}, {self._jobs} workers")
 
     def _take_in(self, inputs: list[bytes]) -> None:
         """Make the starting corpus part of each design's, where it is not the one that was taken in last."""
@@ -735,7 +742,10 @@ class Campaign:
         if status == 0 or ended.stopped:
             if self.settings.guided and not ended.stopped and not ended.edges:
                 self._abort("the fuzzer is blind: no execution gave coverage feedback")
-            self._in_a_row[ended.design] = 0
+            if ended.executions or ended.stopped:
+                self._in_a_row[ended.design] = 0
+            else:
+                self._count_failure(ended, f"a worker of {ended.name} failed: it ended without having run anything")
             return
         if status in _SIGNALLED:
             # Ctrl-C reaches the workers at the same time as this process, and may be handled there first.

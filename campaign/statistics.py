@@ -481,6 +481,8 @@ def _readable(path: Path) -> Iterator[None]:
     """Make SQLite's errors the one line that the user needs."""
     try:
         yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise  # a mistake of this program
     except sqlite3.Error as error:
         raise UsageProblem(f"{path}: {error}") from error
 

@@ -5,6 +5,7 @@ It uses the real store and real scenarios, and prints the lines that libFuzzer p
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
@@ -40,9 +41,13 @@ def fuzz(runs: int) -> None:
     for _ in range(runs):
         store.count_execution()
         for finding in findings:
-            store.see(finding, config.design, lambda: data)
-    # A digest of what it was told, for tests to look at.
-    Path(config.corpus, f"{os.getpid()}.json").write_text(sys.argv[-1])
+            store.see(finding, made, lambda: data)
+    live = Path(config.corpus)
+    (live / hashlib.sha1(data).hexdigest()).write_bytes(data)
+    (live / hashlib.sha1(b"cut off").hexdigest()).write_bytes(b"cut")  # killed, or out of room, while writing
+    # What it was told, for tests to look at.
+    with Path(config.folder).parents[1].joinpath("told.jsonl").open("a") as file:
+        file.write(f"{sys.argv[-1]}\n")
 
 
 def forever() -> None:
@@ -56,9 +61,16 @@ match behaviour:
     case "finds":
         fuzz(config.runs or 10)
         say("#9\tNEW    cov: 7 ft: 9 corp: 4/12b lim: 4 exec/s: 0 rss: 40Mb", "#10\tDONE   cov: 7 ft: 9 corp: 4/12b")
-    case "crashes":
+    case "silent":
+        store = FindingStore(Path(config.folder))
+        for _ in range(config.runs or 10):
+            store.count_execution()
+    case "idle":
+        pass
+    case crashing if crashing.startswith("crashes"):
         fuzz(3)
-        Path(config.folder, "crash-0123").write_bytes(b"input")
+        name = crashing.rpartition("-on-")[2] if "-on-" in crashing else "0123"
+        Path(config.folder, f"crash-{name}").write_bytes(b"input")
         say(" === Uncaught Python exception: ===", "RuntimeError: boo", "==17== ERROR: libFuzzer: fuzz target exited")
         sys.exit(worker.EXIT_CRASHED)
     case "no-engine":

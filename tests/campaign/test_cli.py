@@ -58,7 +58,8 @@ def every_command() -> dict[str, Any]:
 
 def test_the_commands_are_those_of_the_design() -> None:
     """What comes later is not offered."""
-    assert sorted(every_command()) == ["convert", "coverage", "inspect", "list", "minimize", "replay", "report", "run"]
+    commands = ["convert", "coverage", "inspect", "list", "minimize", "replay", "report", "run", "status"]
+    assert sorted(every_command()) == commands
 
 
 def test_run_has_the_options_of_the_design() -> None:

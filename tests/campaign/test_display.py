@@ -11,9 +11,8 @@ import pytest
 from rich.console import Console
 
 from campaign import display
-from campaign.findings import FindingRecord, Found
 from campaign.run import DesignFigures, FindingResult, Progress, Result, Settings
-from campaign.triage import Reproduced
+from campaign.statistics import TriagedFinding
 
 
 def console(terminal: bool = False) -> tuple[Console, io.StringIO]:
@@ -26,7 +25,8 @@ def console(terminal: bool = False) -> tuple[Console, io.StringIO]:
 def finding(design: str, rule: str, count: int, path: Path, **changes: Any) -> FindingResult:
     """A finding of the family memory-services, or of another that `changes` names."""
     oracle = changes.get("oracle", "memory-services")
-    record = FindingRecord(
+    triaged = TriagedFinding(
+        id=1,
         design=design,
         oracle=oracle,
         rule=rule,
@@ -34,16 +34,24 @@ def finding(design: str, rule: str, count: int, path: Path, **changes: Any) -> F
         agent="XenBusDxe",
         subject="AllocatePool",
         signature=f"{oracle}/{rule}/XenBusDxe/AllocatePool",
-        step=3,
         expected="None.",
         seen="One.",
         note=changes.get("note", False),
-        slot=1,
+        count=count,
+        first_seen=0.0,
+        last_seen=0.0,
+        state=changes.get("state", "minimized"),
+        reliability=1.0,
+        operations=2,
+        environment="conforming",
+        switches=(),
+        orders=("edk2", (1, 0)),
+        seen_orders=("edk2", "permutation"),
+        seen_environments=("conforming",),
+        seen_switches=(),
+        reproducer="findings/x",
     )
-    found = Found(record, b"")
-    found.count = count
-    reproduced = Reproduced(path, ("edk2", (1, 0)), changes.get("minimized", True), "None.", "One.")
-    return FindingResult(found, reproduced, changes.get("known", False))
+    return FindingResult(triaged, path, changes.get("known", False))
 
 
 def result_of(tmp_path: Path, *findings: FindingResult, **changes: Any) -> Result:
@@ -130,7 +138,7 @@ def test_every_finding_shows_reproducer_and_replay_command(tmp_path: Path) -> No
     text = shown(
         result_of(
             tmp_path,
-            finding("disconnect", "direct-call", 900, path, minimized=False),
+            finding("disconnect", "direct-call", 900, path, state="kept"),
             finding("disconnect", "allocates-inside", 1, path, known=True),
             finding("disconnect", "frees-inside", 7, path, note=True),
         )

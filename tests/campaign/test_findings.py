@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from campaign.exit_status import UsageProblem
-from campaign.findings import Collector, FindingStore, read_baseline, write_atomically
+from campaign.findings import FindingStore, WorkerFolder, read_baseline, write_atomically
 from oracles.finding import Finding
+from reference_impl.scenario import operation, scenario
 
 DIRECT = Finding("memory-services", "direct-call", "UEFI 2.10 §7.1.1", "XenBusDxe", "AllocatePool", 7, "none", "one")
 RESET = Finding("connection-reset", "double-reset", "somewhere", "XenBusDxe", "ring", 9, "one", "two", note=True)
@@ -54,94 +55,122 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path: Path, mo
 
 # ---- counting ---------------------------------------------------------------------------------------------------------
 
+LONG = scenario(design="disconnect", operations=(operation("connect"), operation("exit")))
+SHORT = scenario(design="disconnect", order="fifo", operations=(operation("exit"),))
+OTHER = scenario(design="disconnect", order=(1, 0), operations=(operation("exit"),))
+
+
+def nobody() -> bytes:
+    """Bytes of a scenario that is not worth a look."""
+    pytest.fail("nobody needs its bytes")
+
 
 def test_a_finding_is_stored_at_once_and_from_then_on_counted(tmp_path: Path) -> None:
     """The parent sees the first one before the worker does anything else."""
-    folder = folder_of(tmp_path, "a")
-    collector = Collector()
-    collector.add_worker(folder)
-    assert collector.poll() == []
-    assert collector.executions(folder) == 0
+    reader = WorkerFolder(folder_of(tmp_path, "a"))
+    assert reader.look() == []
+    assert list(reader.sightings()) == []
+    assert reader.executions == 0
 
-    store = FindingStore(folder)
+    store = FindingStore(reader.path)
     assert store.count_execution() == 1
-    store.see(DIRECT, "disconnect", lambda: b"raw")
-    (found,) = collector.poll()
-    assert found.raw == b"raw"
-    assert found.record.signature == DIRECT.signature
-    assert (found.record.design, found.record.step, found.record.note) == ("disconnect", 7, False)
-    assert found.count == 1
+    store.see(DIRECT, LONG, lambda: b"raw")
+    ((record, raw),) = reader.look()
+    assert raw == b"raw"
+    assert (record.signature, record.design, record.step) == (DIRECT.signature, "disconnect", 7)
+    assert (record.operations, record.note) == (2, False)
+    (sighting,) = reader.sightings()
+    assert (sighting.record, sighting.count) == (record, 1)
+    assert sighting.last_seen >= record.time
 
     assert store.count_execution() == 2
-    store.see(replace(DIRECT, step=99), "disconnect", lambda: pytest.fail("known, so nobody needs its bytes"))
-    assert collector.poll() == []
-    assert found.count == 2
-    assert collector.executions(folder) == 2
+    store.see(replace(DIRECT, step=99), LONG, nobody)
+    assert reader.look() == []
+    assert [one.count for one in reader.sightings()] == [2]
+    assert list(reader.sightings()) == []
+    assert reader.executions == 2
+    store.close()
 
 
-def test_workers_of_one_design_share_a_signature_and_add_their_counts(tmp_path: Path) -> None:
-    """The bytes of the worker that was read first are kept."""
-    first, second = folder_of(tmp_path, "a"), folder_of(tmp_path, "b")
-    one, two = FindingStore(first), FindingStore(second)
-    one.see(DIRECT, "disconnect", lambda: b"one")
-    two.see(RESET, "disconnect", lambda: b"reset")
-    two.see(DIRECT, "disconnect", lambda: b"two")
-    two.see(DIRECT, "disconnect", lambda: b"two")
-    collector = Collector()
-    collector.add_worker(first)
-    collector.add_worker(second)
-    assert [(found.record.signature, found.raw, found.count) for found in collector.poll()] == [
-        (DIRECT.signature, b"one", 3),
-        (RESET.signature, b"reset", 1),
+def test_a_scenario_with_fewer_operations_is_stored_too(tmp_path: Path) -> None:
+    """Once; as many are not fewer."""
+    reader = WorkerFolder(folder_of(tmp_path, "a"))
+    store = FindingStore(reader.path)
+    store.see(DIRECT, LONG, lambda: b"long")
+    store.see(RESET, LONG, lambda: b"reset")
+    store.see(DIRECT, SHORT, lambda: b"short")
+    store.see(DIRECT, SHORT, nobody)
+    store.see(DIRECT, LONG, nobody)
+    assert [(record.operations, raw) for record, raw in reader.look()] == [(2, b"long"), (2, b"reset"), (1, b"short")]
+    assert [(one.record.signature, one.count) for one in reader.sightings()] == [
+        (DIRECT.signature, 4),
+        (RESET.signature, 1),
     ]
+    store.close()
 
 
-def test_a_signature_counts_once_for_each_design(tmp_path: Path) -> None:
-    """Side by side means that designs are told apart."""
-    folder = folder_of(tmp_path, "a")
-    other = folder_of(tmp_path, "b")
-    FindingStore(folder).see(DIRECT, "disconnect", lambda: b"")
-    FindingStore(other).see(DIRECT, "exit-callback", lambda: b"")
-    collector = Collector()
-    collector.add_worker(folder)
-    collector.add_worker(other)
-    collector.poll()
-    assert list(collector.found) == [("disconnect", DIRECT.signature), ("exit-callback", DIRECT.signature)]
+def test_from_time_to_time_another_scenario_is_stored(tmp_path: Path) -> None:
+    """After ten sightings, a hundred, a thousand: the minimizer may get further from there."""
+    reader = WorkerFolder(folder_of(tmp_path, "a"))
+    store = FindingStore(reader.path)
+    for number in range(1002):
+        store.see(DIRECT, SHORT, lambda number=number: str(number).encode())
+    assert [raw for _, raw in reader.look()] == [b"0", b"10", b"100", b"1000"]
+    store.close()
+
+
+def test_circumstances_are_collected(tmp_path: Path) -> None:
+    """Notification orders by their sort, environments and switches by their names."""
+    reader = WorkerFolder(folder_of(tmp_path, "a"))
+    store = FindingStore(reader.path)
+    for made in (LONG, OTHER, LONG):
+        store.see(DIRECT, made, lambda: b"")
+    reader.look()
+    (sighting,) = reader.sightings()
+    assert (sighting.orders, sighting.environments, sighting.switches) == (("edk2", "permutation"), ("conforming",), ())
+    store.close()
 
 
 def test_a_finding_of_a_worker_that_was_killed_before_it_counted_is_there(tmp_path: Path) -> None:
     """The record is complete, so it has been seen once at least."""
-    folder = folder_of(tmp_path, "a")
-    store = FindingStore(folder)
-    store.see(DIRECT, "disconnect", lambda: b"raw")
+    reader = WorkerFolder(folder_of(tmp_path, "a"))
+    store = FindingStore(reader.path)
+    store.see(DIRECT, LONG, lambda: b"raw")
     store.counters[1] = 0
-    collector = Collector()
-    collector.add_worker(folder)
-    (found,) = collector.poll()
-    assert found.count == 1
+    reader.look()
+    assert [one.count for one in reader.sightings()] == [1]
+    store.close()
 
 
 def test_bytes_without_a_record_are_no_finding_yet(tmp_path: Path) -> None:
     """The bytes are written first: a record always has its bytes."""
-    folder = folder_of(tmp_path, "a")
-    (folder / "0001.bin").write_bytes(b"raw")
-    collector = Collector()
-    collector.add_worker(folder)
-    assert collector.poll() == []
+    reader = WorkerFolder(folder_of(tmp_path, "a"))
+    (reader.path / "000001.bin").write_bytes(b"raw")
+    assert reader.look() == []
 
 
 def test_a_store_that_cannot_write_says_so_and_counts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The finding is new again the next time."""
-    folder = folder_of(tmp_path, "a")
-    store = FindingStore(folder)
+    store = FindingStore(folder_of(tmp_path, "a"))
     with monkeypatch.context() as patched:
         patched.setattr(
             os, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
         )
         with pytest.raises(OSError, match="No space left"):
-            store.see(DIRECT, "disconnect", lambda: b"raw")
-    store.see(DIRECT, "disconnect", lambda: b"raw")
+            store.see(DIRECT, LONG, lambda: b"raw")
+    store.see(DIRECT, LONG, lambda: b"raw")
     assert store.counters[1] == 1
+    store.close()
+
+
+def test_the_end_of_a_worker_can_be_waited_for(tmp_path: Path) -> None:
+    """Its lock goes with it. Before it has begun, there is nothing to wait for."""
+    reader = WorkerFolder(folder_of(tmp_path, "a"))
+    assert reader.wait_for_the_end(0)
+    store = FindingStore(reader.path)
+    assert not reader.wait_for_the_end(0)
+    store.close()
+    assert reader.wait_for_the_end(0)
 
 
 def test_counters_need_their_room_at_the_start(tmp_path: Path) -> None:

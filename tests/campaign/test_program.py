@@ -238,8 +238,9 @@ def test_an_execution_that_crashes_is_a_failure_that_keeps_its_input(tmp_path: P
     )
     arguments = ("--design", "exit-callback", "--max-time", "30", "--format", "json")
     ended = ebsfuzz(tmp_path, "run", *arguments, PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT))))
-    (problem,) = answer_of(ended, 3)["problems"]
+    problem, given_up = answer_of(ended, 3)["problems"]
     assert "a bug of our own" in problem
+    assert given_up.startswith("gave exit-callback up: its workers broke down 5 times in a row")
     kept = re.search(r"kept in (\S+)", problem)
     assert kept is not None
     assert (tmp_path / kept[1]).is_file()

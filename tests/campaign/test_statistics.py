@@ -39,7 +39,7 @@ def add_finding(opened: Statistics, signature: str = "tpl/not-restored/XenBusDxe
     oracle, rule, agent, subject = signature.split("/")
     named = {"oracle": oracle, "rule": rule, "agent": agent, "subject": subject, "signature": signature}
     words = {"design": "disconnect", "source": "UEFI 2.10", "expected": "one", "seen": "two"}
-    return opened.add_finding(first_seen=10.0, note=False, **named, **words)
+    return opened.add_finding(first_seen=10.0, note=False, raw=b"raw", **named, **words)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path, opened: Statistics) -> None:
@@ -56,6 +56,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, opened: Statistics) -> No
     )
     opened.see(finding, workers[1], count=4, last_seen=11.0, orders=("fifo",), environments=(), switches=("peer",))
     opened.update_finding(finding, state="minimized", reliability=1.0, operations=2, orders=("edk2", (1, 0)))
+    assert (opened.raw_of(finding), opened.count_of(finding)) == (b"raw", 7)
     figures = {"executions": 80, "edges": 9, "features": 0, "corpus_size": 0, "findings": 1}
     opened.add_progress(seconds=5.0, design="disconnect", **figures)
     opened.add_event("finding", "disconnect", "news")
