@@ -464,12 +464,15 @@ class Campaign:
 
     def _take_in(self, inputs: list[bytes]) -> None:
         """Make the starting corpus part of each design's, where it is not the one that was taken in last."""
+        settings = self.settings
         digests = json.loads(self._statistics.seeds or "{}")
         digest = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in inputs)).hexdigest()
         for design, corpus in self._corpora.items():
             if digests.get(design) == digest:
                 continue
-            pin = Mutator(self._target, design, self.settings.fault, self.settings.images).pinned
+            pin = Mutator(
+                self._target, design, settings.fault, settings.images, settings.environment, settings.switches
+            ).pinned
             for data in inputs:
                 corpus.add(codec.encode(pin(codec.decode(data))))
             digests[design] = digest
