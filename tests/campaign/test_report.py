@@ -62,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         statistics.update_session(120.0, "done")
     for finding, words in ((errors[0], ""), (errors[1], HOSTILE), (notes[0], "")):
         row = statistics.add_finding(
+            raw=b"",
             **{name: getattr(finding, name) for name in ("oracle", "rule", "agent", "source", "note")},
             design="disconnect",
             signature=f"{finding.signature}{words}",
