@@ -59,11 +59,20 @@ BUGS: dict[str, PublicBug] = {
     "ebs-dma-restarted": PublicBug(
         "a device is used again after it was quiesced", (f"{_IPXE}@236299baa", f"{_IPXE}@85eb961bf")
     ),
+    "ebs-over-quiesce": PublicBug(
+        "a notification tears down what the operating system still needs", (f"{_EDK2}@6fb8ddd36b",)
+    ),
+    "ebs-illegal-device-op": PublicBug("a device is quiesced by a wrong operation", (f"{_EDK2}@a82bad9730",)),
+    "ebs-dirty-cache": PublicBug("writes that are still cached are lost at the exit", (f"{_EDK2}@12c5ded287",)),
     "ebs-log-after-provider": PublicBug(
         "a notification logs through a provider that has shut down", (f"{_EDK2}#8707",)
     ),
     "service-after-exit": PublicBug(
         "a boot service is called after ExitBootServices has returned", (f"{_U_BOOT}@4e996a838c6",)
+    ),
+    "loader-no-retry": PublicBug(
+        "a loader does not try again when the memory map has moved",
+        ("rust-osdev/uefi-rs#523", "rust-osdev/uefi-rs#653"),
     ),
     "event-double-close": PublicBug(
         "an event is closed twice", (f"{_EDK2}#7150", f"{_EDK2}@4f0f2316ed", f"{_EDK2}@e1103f7dca")
@@ -103,6 +112,9 @@ BUGS: dict[str, PublicBug] = {
     ),
     "restart-dirty": PublicBug("Stop leaves the device so that the next Start fails", (f"{_EDK2}#7466",)),
     "hot-removal": PublicBug("a device vanishes in the middle of a transaction", (f"{_EDK2}#9685", f"{_PATINA}#1133")),
+    "assert-only-check": PublicBug(
+        "only an ASSERT looks at a status, and a release build has none", (f"{_EDK2}#7284",)
+    ),
     "start-global-dangling": PublicBug(
         "a failed Start leaves a global behind: every later one says that it is already started", (_SHIPPED,)
     ),
@@ -126,7 +138,7 @@ _RULES: dict[str, tuple[str, ...]] = {
     "hand-over/grant-table": ("ebs-left-live",),
     "hand-over/grant-left": ("ebs-left-live", "ebs-event-create-ignored"),
     "hand-over/event-channel-left": ("ebs-left-live", "ebs-event-create-ignored"),
-    "hand-over/device": ("ebs-left-live", "ebs-dma-restarted"),
+    "hand-over/device": ("ebs-left-live", "ebs-dma-restarted", "ebs-over-quiesce", "ebs-illegal-device-op"),
     "hand-over/service-after-exit": ("service-after-exit",),
     "reference-count/leak": ("start-leak-open",),
     "reference-count/underflow": ("ebs-repeated",),
@@ -138,7 +150,7 @@ _RULES: dict[str, tuple[str, ...]] = {
     "tpl/raise-lowers": ("tpl-notify-calls-callback",),
     "tpl/too-high": ("tpl-notify-calls-callback",),
     "protocol-usage/left-open": ("start-leak-open",),
-    "protocol-usage/cleanup-fails": ("cleanup-wrong-arguments", "start-cleanup-order"),
+    "protocol-usage/cleanup-fails": ("cleanup-wrong-arguments", "start-cleanup-order", "assert-only-check"),
     "protocol-usage/child-left-open": ("child-open-not-closed",),
     "start-stop/failed-start-leaves": ("start-leak-open", "event-leak-on-error", "start-cleanup-order"),
     "start-stop/dangling-start": ("start-global-dangling",),

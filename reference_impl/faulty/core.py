@@ -39,7 +39,7 @@ class _SignalsTwiceCore(Core):
 FAULTS: dict[str, Fault] = {
     "core-notifies-twice": Fault(
         "the core signals the ExitBootServices group twice",
-        "ebs-repeated (E#10550, E#6481, P#189)",
+        "ebs-repeated",
         ("event-lifetime/notified-twice", "connection-reset/double-reset"),
         design=_exit_callback,
         core=_SignalsTwiceCore,

@@ -241,13 +241,13 @@ class _WaitsForNobody(FrontEnd):
 FAULTS: dict[str, Fault] = {
     "event-closed-twice": Fault(
         "the bus's Stop closes its ExitBootServices event twice",
-        "event-double-close (E#7150, e:4f0f2316ed, e:e1103f7dca)",
+        "event-double-close",
         ("event-lifetime/double-close",),
         design=_closes_twice,
     ),
     "closed-event-signalled": Fault(
         "the bus's Stop closes its event and then signals it",
-        "event-use-closed (e:1a4acc1136, E#11112)",
+        "event-use-closed",
         ("event-lifetime/use-after-close",),
         design=_signals_what_is_closed,
     ),
@@ -263,7 +263,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "event-left-by-failed-start": Fault(
         "a device's Start that fails does not close the event that it has created for its work",
-        "event-leak-on-error (E#9683)",
+        "event-leak-on-error",
         ("event-lifetime/left-behind",),
         front_end=_LeavesItsHelper,
     ),
@@ -275,19 +275,19 @@ FAULTS: dict[str, Fault] = {
     ),
     "watchdog-armed-too-early": Fault(
         "a device's Start arms its timer before there is anything to watch; the notification closes the event under it",
-        "timer-preempts-start (i:c89a446cf, e:15cc67e616)",
+        "timer-preempts-start",
         ("event-lifetime/use-after-close", "event-lifetime/double-close"),
         front_end=_HasNoTimeout,
     ),
     "notification-too-high": Fault(
         "a device's notification runs at TPL_NOTIFY and takes a lock of TPL_CALLBACK",
-        "tpl-notify-calls-callback (E#7808, E#9891, E#8525)",
+        "tpl-notify-calls-callback",
         ("tpl/raise-lowers", "tpl/restore-raises"),
         design=_notifies_too_high,
     ),
     "handler-keeps-the-tpl": Fault(
         "a device's notification raises the TPL and returns without restoring it",
-        "tpl-not-restored (ipxe#520, M#230)",
+        "tpl-not-restored",
         ("tpl/not-restored",),
         front_end=_KeepsTheLock,
     ),
@@ -299,7 +299,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "failed-start-keeps-the-tpl": Fault(
         "a device's Start that fails while it holds a lock returns at TPL_NOTIFY",
-        "tpl-not-restored (ipxe#520, M#230)",
+        "tpl-not-restored",
         (
             *("tpl/not-restored", "tpl/too-high", "reference-count/leak", *NEVER_RESET),
             *("hand-over/grant-left", "hand-over/event-channel-left", "hand-over/device"),
@@ -314,19 +314,19 @@ FAULTS: dict[str, Fault] = {
     ),
     "handler-nests": Fault(
         "a device's notification signals itself and lowers the TPL, so that it is notified again from inside",
-        "recursive-dispatch (e:a24fbd6061, u:3b985113be6)",
+        "recursive-dispatch",
         ("waiting/nesting",),
         front_end=_Nests,
     ),
     "handler-waits-for-a-timer": Fault(
         "a device's notification polls a timer, and timers are off",
-        "ebs-dead-timer (E#10422, ipxe#1136, i:5cf5ffea2)",
+        "ebs-dead-timer",
         ("waiting/no-progress",),
         front_end=_WaitsForATimer,
     ),
     "handler-waits-too-high": Fault(
         "a device's notification waits a tenth of a second, and does so at TPL_NOTIFY",
-        "tpl-notify-calls-callback (E#7808, E#9891, E#8525)",
+        "tpl-notify-calls-callback",
         ("waiting/blocks-at-notify",),
         design=_waits_too_high,
     ),

@@ -20,9 +20,8 @@ class Fault(NamedTuple):
     """One deliberate mistake: a part of the machine that stands in the place of the right one.
 
     description    a sentence for people
-    record         the public bug that it stands for: its id in the list of real bugs ("ebs-memory-direct") and where it
-                   was reported ("E#9802": tianocore/edk2 issue or pull request; "e:…", "i:…", "u:…": a commit of edk2,
-                   iPXE, U-Boot; "M#", "P#", "ipxe#": microsoft/mu_basecore, patina, iPXE); "" for one of our own
+    record         the public bug that it stands for, by its id in `campaign.public_bugs` ("ebs-memory-direct"); "" for
+                   one of our own
     rules          what oracles may report for it, "oracle/rule"; the first is what it is about
     deep           whether it takes so many stages that generation without feedback hardly finds it
     environment    the environment that it needs, and `switches` its switches

@@ -78,7 +78,7 @@ class _FreesTheWorkBuffer(FrontEnd):
 FAULTS: dict[str, Fault] = {
     "stop-uses-freed-memory": Fault(
         "a device's Stop clears a field of its private data after it has freed it",
-        "use-after-free-stop (e:0b448dd8b2, e:5a066b87bd)",
+        "use-after-free-stop",
         ("memory-ownership/use-after-free",),
         front_end=_UsesItsDataAfterwards,
     ),

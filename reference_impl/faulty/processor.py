@@ -1,7 +1,7 @@
-"""Faults that no processor survives: a NULL pointer that is followed, a division by zero, an ASSERT that never returns.
+"""Faults of code on the processor: a NULL pointer that is followed, a division by zero, an ASSERT that never returns.
 
-A driver in Python cannot do that, so it says what one in C would have done there (`crash`), as the CPU emulator says it
-of a real image. The run ends.
+A driver in Python cannot do that, so it says what one in C would have done there, as the CPU emulator says it of a real
+image. `crash` ends the run.
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ class _HaltsOnError(FrontEnd):
             crash(self.services, "halt", "FrontEnd._publish", 0)
 
 
+class _WritesToAPort(FrontEnd):
+    def _publish(self) -> None:
+        self.services.core.trace.add(Kind.STRAY, self.services.agent, "out", (0x0CF0, "FrontEnd._publish"))
+        super()._publish()
+
+
 class _AssertsInALoop(FrontEnd):
     def _introduce(self) -> None:
         try:
@@ -73,13 +79,13 @@ class _AssertsInALoop(FrontEnd):
 FAULTS: dict[str, Fault] = {
     "allocation-unchecked": Fault(
         "a device's Start uses a buffer without a look at what AllocatePool answered",
-        "alloc-unchecked (XenBusDxe)",
+        "alloc-unchecked",
         ("guest-fault/null-pointer",),
         front_end=_UsesNull,
     ),
     "freed-pointer-followed": Fault(
         "a device's Start that fails logs that through a pointer in its private data, which is freed and overwritten",
-        "start-cleanup-order (ipxe#86, i:1295b4acf)",
+        "start-cleanup-order",
         ("guest-fault/access",),
         front_end=_FollowsWhatIsFreed,
     ),
@@ -91,14 +97,20 @@ FAULTS: dict[str, Fault] = {
     ),
     "halts-on-error": Fault(
         "a device's Start stops the processor where its interface cannot be installed",
-        "assert-only-check (E#7284)",
+        "assert-only-check",
         ("guest-fault/halt",),
         front_end=_HaltsOnError,
     ),
     "asserts-in-a-loop": Fault(
         "a device's Start turns in a loop for ever where the peer cannot be told about it, as a failed ASSERT does",
-        "assert-only-check (E#7284)",
+        "assert-only-check",
         ("guest-fault/dead-loop",),
         front_end=_AssertsInALoop,
+    ),
+    "port-where-nothing-is": Fault(
+        "a device's Start writes to an I/O port behind which there is nothing",
+        "",
+        ("guest-fault/stray-port",),
+        front_end=_WritesToAPort,
     ),
 }

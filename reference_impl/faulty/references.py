@@ -61,7 +61,7 @@ def _handed_off_as_false(design: Design) -> Design:
 FAULTS: dict[str, Fault] = {
     "reference-kept-by-failed-start": Fault(
         "a device's Start that fails at its last step leaves a reference behind",
-        "start-leak-open (E#12399, E#12425, M#1744)",
+        "start-leak-open",
         ("reference-count/leak", "reference-count/unbalanced", *NEVER_RESET),
         design=_kept_by_failed_start,
     ),
@@ -91,7 +91,6 @@ FAULTS: dict[str, Fault] = {
         "",
         (
             "connection-reset/missed-reset",
-            "order-independence/verdict-differs",
             "hand-over/store",
             "hand-over/grant-table",
         ),
