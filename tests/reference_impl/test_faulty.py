@@ -16,6 +16,9 @@ from tests.scenarios import records
 
 REGRESSIONS = CHECKOUT / "corpus" / "lifecycle" / "regressions"
 
+OF_THE_EMULATOR = {"guest-fault/crash"}
+"""The death of the emulator itself, which no driver in Python can bring about."""
+
 
 def regression(fault):
     """The smallest scenario that shows `fault`."""
@@ -83,7 +86,7 @@ def test_every_fault_names_rules_and_says_what_is_wrong():
 def test_every_rule_of_every_oracle_has_a_fault():
     """Some fault's regression shows it: an oracle that never speaks up is not known to work."""
     shown = {rule for name in FAULTS for rule in reported(regression(name))}
-    assert shown == KNOWN
+    assert shown == KNOWN - OF_THE_EMULATOR
 
 
 def test_every_regression_of_the_corpus_with_a_fault_is_named_for_it():
