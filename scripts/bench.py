@@ -4,7 +4,7 @@
 
     atheris      executions/s of the lifecycle target under atheris, with guidance, mutation and judging
     plain        the very same scenarios, decoded, run and judged without atheris
-    hypothesis   the same world under Hypothesis's RuleBasedStateMachine (tests/fuzz_targets/test_world_state_machine.py)
+    hypothesis   the same world under Hypothesis's RuleBasedStateMachine (fuzz_targets/state_machine.py)
     empty        an empty atheris target
 
 with the mean operations and records of a scenario, the time of an operation and of a record, and where the time goes.
@@ -149,33 +149,34 @@ def part_of(path: Path) -> str:
 def hypothesis_child(examples: int, steps: int) -> None:
     """Run the state machine."""
     from hypothesis import HealthCheck, Phase, settings
-    from hypothesis.database import InMemoryExampleDatabase
     from hypothesis.stateful import run_state_machine_as_test
 
-    from tests.fuzz_targets.test_world_state_machine import WorldMachine
+    from fuzz_targets.harness import run_and_judge
+    from fuzz_targets.state_machine import state_machine
 
+    executions = operations = records = 0
+
+    def run(scenario: Any) -> None:
+        nonlocal executions, operations, records
+        executions += 1
+        operations += len(scenario.operations)
+        records += len(run_and_judge(scenario).trace.records)
+
+    machine = state_machine(("exit-callback", "reference-count"), run)
     chosen = settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-        database=InMemoryExampleDatabase(),
+        database=None,
     )
-    run_state_machine_as_test(WorldMachine, settings=settings(chosen, max_examples=5))
-    WorldMachine.lengths.clear()
+    run_state_machine_as_test(machine, settings=settings(chosen, max_examples=5))
+    executions = operations = records = 0
     begun = time.perf_counter()
-    run_state_machine_as_test(WorldMachine, settings=chosen)
+    run_state_machine_as_test(machine, settings=chosen)
     seconds = time.perf_counter() - begun
-    lengths = WorldMachine.lengths
-    leave(
-        {
-            "seconds": seconds,
-            "executions": len(lengths),
-            "operations": sum(count for count, _ in lengths),
-            "records": sum(count for _, count in lengths),
-        }
-    )
+    leave({"seconds": seconds, "executions": executions, "operations": operations, "records": records})
 
 
 def chain_child(seed: int) -> None:
