@@ -130,6 +130,10 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
         arguments.append(f"-max_total_time={config.seconds}")
     if config.runs is not None:
         arguments.append(f"-runs={config.runs}")
+    beginning = None
+    if not any(Path(config.corpus).iterdir()):  # a corpus that is there is a better beginning
+        beginning = Path(config.folder, "beginning")
+        beginning.mkdir()
     try:
         engine.fuzz(
             config.target,
@@ -140,6 +144,7 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
             switches=config.switches,
             arguments=[*arguments, config.corpus],
             on_verdict=on_verdict,
+            beginning=beginning,
         )
     except engine.EngineMissing as error:
         _give_up(EXIT_NO_ENGINE, str(error))

@@ -14,6 +14,7 @@ import gc
 import importlib
 import os
 import pkgutil
+import secrets
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -64,9 +65,9 @@ class CrashError(Exception):
     """A target run by itself met a finding; libFuzzer takes the exception for a crash and keeps the input."""
 
 
-def blind(*, instrument: bool = True) -> bool:
+def blind() -> bool:
     """Whether fuzzing now would get no feedback at all, because it has been switched off."""
-    return not instrument or os.environ.get("EBSFUZZ_INSTRUMENT") == "none"
+    return os.environ.get("EBSFUZZ_INSTRUMENT") == "none"
 
 
 def fuzz(
@@ -79,7 +80,8 @@ def fuzz(
     switches: tuple[str, ...] = tuple(SWITCHES),
     arguments: list[str],
     on_verdict: Callable[[bytes, Scenario, Verdict], None],
-    instrument: bool = True,
+    beginning: Path | None = None,
+    mutate: bool = True,
 ) -> NoReturn:
     """Fuzz until libFuzzer ends the process; never returns.
 
@@ -89,12 +91,14 @@ def fuzz(
     arguments    of libFuzzer, without the program's name; they win over the target's and the engine's own
     on_verdict   called after every run with the scenario, its bytes and its verdict, whose trace is emptied when it
                  returns. What it raises ends the process as a crash (exit status 77).
-    instrument   False: unguided, as with EBSFUZZ_INSTRUMENT=none
+    beginning    an empty folder: the run begins with generated scenarios, as many as the target's profile says, and
+                 those with something new in them are left there for libFuzzer. None: with what the corpora have.
+    mutate       False: libFuzzer's own mutation of bytes instead of ours of operations, for comparison
 
     Raises EngineMissing before anything has run.
     """
     run = Run(Mutator(TARGETS[target_name], design, fault, images, environment, switches), on_verdict)
-    run.start([sys.argv[0], *arguments], instrument=instrument)
+    run.start([sys.argv[0], *arguments], beginning=beginning, mutate=mutate)
 
 
 class Run:
@@ -111,10 +115,10 @@ class Run:
         self._guidance: Guidance | None = None
         self._atheris: Any = None
 
-    def start(self, command: list[str], *, instrument: bool) -> NoReturn:
+    def start(self, command: list[str], *, beginning: Path | None, mutate: bool) -> NoReturn:
         """Set up atheris and fuzz. `command` is the program's name and the arguments of libFuzzer."""
         atheris = self._atheris = import_atheris()
-        if not blind(instrument=instrument):
+        if not blind():
             instrument_code(atheris, self._packages())
             if os.environ.get("EBSFUZZ_GUIDANCE") != "none":
                 self._guidance = Guidance(atheris._reserve_counter)
@@ -126,12 +130,15 @@ class Run:
         gc.collect()
         gc.freeze()
         gc.disable()
-        atheris.Setup(
-            [program, *defaults, *given],
-            self.one_input,
-            custom_mutator=self.mutator.custom_mutator,
-            custom_crossover=self.mutator.custom_crossover,
-        )
+        if beginning is not None:
+            runs = _number(given, "-runs", -1)
+            count = self.target.profile.beginning if runs < 0 else min(self.target.profile.beginning, runs // 2)
+            self._begin(beginning, count, _number(given, "-seed", secrets.randbits(32)))
+            given.append(str(beginning))
+            if runs >= 0:
+                given.append(f"-runs={runs - count}")
+        own_ways = {"custom_mutator": self.mutator.custom_mutator, "custom_crossover": self.mutator.custom_crossover}
+        atheris.Setup([program, *defaults, *given], self.one_input, **(own_ways if mutate else {}))
         atheris.Fuzz()
         raise AssertionError("atheris.Fuzz() returned")
 
@@ -139,8 +146,23 @@ class Run:
         faults = INSTRUMENTED_FAULTS if self.mutator.fault != "" else ()
         return INSTRUMENTED[self.target.world] + faults
 
+    def _begin(self, folder: Path, count: int, seed: int) -> None:
+        """Run `count` generated scenarios, and write those with something new in them into `folder`.
+
+        What is found soon is found soonest this way: mutation is worth its while only when there is something to mutate.
+        """
+        for number in range(count):
+            data = self.mutator.generated(seed + number)
+            if self._run(data, lambda counter: None):
+                (folder / f"{number:06}.bin").write_bytes(data)
+
     def one_input(self, data: bytes) -> None:
         """Run one input. Everything that is raised here is a crash to libFuzzer."""
+        # Looked up anew: atheris replaces the function when fuzzing begins.
+        self._run(data, self._atheris._trace_branch)
+
+    def _run(self, data: bytes, hit: Callable[[int], None]) -> bool:
+        """Run one input; whether it showed something new. `hit` counts a feature for libFuzzer."""
         mutator = self.mutator
         if mutator.failure is not None:
             raise mutator.failure
@@ -150,15 +172,22 @@ class Run:
             data = codec.encode(scenario)
         verdict = self.target.run(scenario)
         self.executions += 1
+        new = False
         if self._guidance is not None:
-            # Looked up anew: atheris replaces the function when fuzzing begins.
-            self._guidance.feed(data, verdict.trace, self._atheris._trace_branch)
+            new = self._guidance.feed(data, verdict.trace, hit)
             if self.executions == _RUNS_BEFORE_FEEDBACK and not self._guidance.distinct:
                 raise BlindError(f"no feedback in the first {self.executions} runs")
         self.on_verdict(data, scenario, verdict)
         verdict.trace.records.clear()
         if self.executions % RUNS_PER_COLLECTION == 0:
             gc.collect()
+        return new
+
+
+def _number(arguments: list[str], option: str, otherwise: int) -> int:
+    """The number that libFuzzer is given for an option; its last word counts."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{option}=")]
+    return int(given[-1]) if given else otherwise
 
 
 def import_atheris() -> Any:

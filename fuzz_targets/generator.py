@@ -59,6 +59,7 @@ class Profile(NamedTuple):
     exits           weights of 0, 1, 2 … exit attempts at the end
     shuffle         probability that the notification order is a permutation
     deep_shuffle    probability that such a permutation is long
+    beginning       how many generated scenarios a guided run begins with
     """
 
     weights: dict[str, int]
@@ -69,6 +70,7 @@ class Profile(NamedTuple):
     exits: tuple[int, ...] = (1,)
     shuffle: float = 0.0
     deep_shuffle: float = 0.0
+    beginning: int = 500
 
 
 _PLATFORM_WEIGHTS = {
@@ -121,6 +123,7 @@ PROFILES: dict[str, Profile] = {
         exits=(2, 14, 3),
         shuffle=0.3,
         deep_shuffle=0.1,
+        beginning=50,  # a run of real drivers takes ten times as long
     ),
     "boot_services": Profile({"call": 40, "fail": 4, "time": 2, "allocate": 2, "exit": 1}, body_mean=12),
     "xenstore_ring": Profile({"ask": 6, "answer": 8, "skew": 2, "fail": 1}, body_mean=8),

@@ -346,6 +346,11 @@ class Mutator:
             scenario = mutate(scenario, rng, self.target)
         return fitted(shortened(scenario, rng), max_size)
 
+    def generated(self, seed: int) -> bytes:
+        """The bytes of a wholly new scenario with what the campaign has fixed."""
+        self._rng.seed(seed)
+        return codec.encode(self._new(self.pinned(codec.decode(b"")), self.design or self.target.default_design))
+
     def pinned(self, scenario: Scenario) -> Scenario:
         """The scenario in the target's world, with what the campaign has fixed, and no switch that it does not permit."""
         if scenario.world != self.target.world:

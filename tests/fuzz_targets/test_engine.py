@@ -128,14 +128,20 @@ def test_state_features_can_be_switched_off_alone(stand_in: StandIn, monkeypatch
     assert not stand_in.hits
 
 
-@pytest.mark.parametrize("how", ["environment", "argument"])
-def test_all_feedback_can_be_switched_off(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_inputs_are_mutated_by_operations_or_as_plain_bytes(stand_in: StandIn) -> None:
+    """Plain bytes, libFuzzer's own way, are for comparison."""
+    _fuzz()
+    assert set(stand_in.options) == {"custom_mutator", "custom_crossover"}
+    _fuzz(mutate=False)
+    assert not stand_in.options
+
+
+def test_all_feedback_can_be_switched_off(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the fuzzer is blind, and says so."""
     assert not engine.blind()
-    if how == "environment":
-        monkeypatch.setenv("EBSFUZZ_INSTRUMENT", "none")
-    assert engine.blind(instrument=how == "environment")
-    assert len(_fuzz(instrument=how == "environment")) == 1
+    monkeypatch.setenv("EBSFUZZ_INSTRUMENT", "none")
+    assert engine.blind()
+    assert len(_fuzz()) == 1
     assert not stand_in.patched
     assert not stand_in.counters
 
