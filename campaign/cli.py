@@ -25,6 +25,7 @@ from campaign.durations import parse_duration
 from campaign.exit_status import CampaignFailure, Exit, UsageProblem
 
 if TYPE_CHECKING:
+    from campaign.trial import TrialResult
     from reference_impl.scenario import Scenario
 
 DEFAULT_TARGET = "lifecycle"
@@ -570,6 +571,71 @@ def inspect(
     else:
         print("\n".join(report.lines()))
     return Exit.NOTHING_FOUND
+
+
+# ---- score --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def score(
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(help="Seeded fault to look for; can be given several times. Without it all of them."),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Engine to compare; can be given several times. Without it ebsfuzz and every other one."),
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(min=1, help="How often each engine looks for each fault, from other seeds.")
+    ] = 20,
+    cap: Annotated[str, typer.Option(help="Processor time after which a trial is given up.")] = "30s",
+    deep_cap: Annotated[str, typer.Option(help="The same for deep faults.")] = "10m",
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at the same time.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for results and the page; a score goes on where it was.")] = Path(
+        "score-out"
+    ),
+    output_format: Annotated[Format, _FORMAT] = Format.TEXT,
+) -> int:
+    """Seeded faults: which are found, how soon, by which oracle, and how other engines do on the same world.
+
+    Ends with 1 where an oracle reported what the fault does not account for.
+    """
+    from campaign import score as scoring
+    from campaign import score_page
+    from campaign.findings import write_atomically
+    from campaign.trial import ENGINES
+    from reference_impl.faulty import FAULTS
+
+    for name in fault or ():
+        _known("--fault", name, FAULTS)
+    for name in engine or ():
+        _known("--engine", name, ENGINES)
+    settings = scoring.Settings(
+        faults=tuple(dict.fromkeys(fault or FAULTS)),
+        engines=tuple(name for name in ENGINES if name in (engine or ENGINES)),
+        trials=trials,
+        cap_s=_duration("--cap", cap),
+        deep_cap_s=_duration("--deep-cap", deep_cap),
+        jobs=jobs,
+        out=out,
+    )
+
+    def report(result: TrialResult, left: int) -> None:
+        trial = result.trial
+        end = f"found after {result.executions:,} executions" if result.found else "not found"
+        print(f"{trial.fault}, {trial.engine}, seed {trial.seed}: {end}; {left:,} trials left", file=sys.stderr)
+
+    found = scoring.Score(scoring.run_trials(settings, report))
+    try:
+        write_atomically(out / "score.html", score_page.render(found).encode())
+    except OSError as error:
+        raise UsageProblem(f"{error.filename or out}: cannot be written: {error.strerror}") from None
+    for line in scoring.lines(found):
+        print(line, file=sys.stderr if output_format is Format.JSON else sys.stdout)
+    if output_format is Format.JSON:
+        _print_json({**found.as_object(), "page": str((out / "score.html").resolve())})
+    return Exit.FINDINGS if found.wrong else Exit.NOTHING_FOUND
 
 
 # ---- names --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,110 @@
+"""One trial: every engine runs the same world, and says when it found the fault."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from campaign import trial
+from campaign.score import run_trial
+from campaign.trial import ENGINES, RESULT, Trial, TrialResult, Watch, regression_of
+from fuzz_targets.harness import run_and_judge
+from fuzz_targets.state_machine import state_machine
+from reference_impl.faulty import FAULTS, faulty
+
+SHALLOW = "bus-forgets-reset"
+
+
+def made(**values):
+    """A trial that ends soon."""
+    return Trial(**({"fault": SHALLOW, "engine": "random", "seed": 1, "cap_s": 20} | values))
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """The results with which trials would have ended the process."""
+    results = []
+    monkeypatch.setattr(trial, "_leave", lambda line: results.append(msgspec.json.decode(line, type=TrialResult)))
+    return results
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "hypofuzz"])
+def test_an_engine_finds_a_shallow_fault(engine):
+    """In a process of its own, which says by which rule."""
+    if engine in ("ebsfuzz", "bytes"):
+        pytest.importorskip("atheris")
+    result = run_trial(made(engine=engine, cap_s=60))
+    assert result.found
+    assert result.trial.engine == engine
+    assert result.executions >= 1
+    assert result.signature.rpartition("/")[0].startswith(tuple(rule for rule in faulty(SHALLOW).rules)), (
+        result.signature
+    )
+    assert result.wrong == ()
+
+
+def test_the_same_trial_ends_the_same():
+    """Weighted random scenarios depend on the seed alone."""
+    first, second = run_trial(made(seed=7)), run_trial(made(seed=7))
+    assert (first.executions, first.signature) == (second.executions, second.signature)
+
+
+def test_hypofuzz_gets_a_test_case_of_the_same_machine(left):
+    """What it collects is a unittest of the trial's state machine."""
+    case = trial.test_case(msgspec.json.encode(made(engine="hypofuzz")).decode())
+    assert issubclass(case, state_machine(("reference-count",), lambda scenario: None).TestCase.__base__)
+
+
+def test_a_finding_that_the_fault_accounts_for_ends_the_trial(left):
+    """The executions until then count; everything else that was reported is kept as wrong."""
+    target, shown = regression_of(SHALLOW)
+    watch = Watch(made())
+    watch.see(run_and_judge(shown.with_operations(())))
+    assert left == []
+    watch.see(target.run(shown))
+    [result] = left
+    assert (result.found, result.executions, result.wrong) == (True, 2, ())
+
+
+def test_what_the_fault_does_not_account_for_is_told(left, monkeypatch):
+    """It is no find, and it does not end the trial."""
+    target, shown = regression_of(SHALLOW)
+    other = next(name for name in FAULTS if not set(faulty(name).rules) & set(faulty(SHALLOW).rules))
+    watch = Watch(made(fault=other))
+    watch.see(target.run(shown))
+    assert left == []
+    monkeypatch.setattr("time.process_time", lambda: 1e9)
+    watch.see(run_and_judge(shown.with_operations(())))
+    [result] = left
+    assert not result.found
+    assert result.wrong
+    assert result.cpu_s > 20
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_has_a_regression_that_says_where_to_look(name):
+    """Its design, environment and target are those of the trials."""
+    target, shown = regression_of(name)
+    assert shown.fault == name
+    assert shown.environment == faulty(name).environment
+    assert target.world == shown.world
+
+
+def test_a_missing_engine_is_said_in_one_line(tmp_path):
+    """The status tells the score that nothing else is wrong."""
+    (tmp_path / "hypothesis.py").write_text("raise ImportError('no hypothesis here')")
+    done = subprocess.run(
+        [sys.executable, "-m", "campaign.trial", msgspec.json.encode(made(engine="hypothesis")).decode()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == trial.EXIT_ENGINE_MISSING
+    assert done.stderr == "the engine hypothesis is not installed: no hypothesis here\n"
+    assert RESULT not in done.stdout
