@@ -158,16 +158,15 @@ class Run:
 
     def one_input(self, data: bytes) -> None:
         """Run one input. Everything that is raised here is a crash to libFuzzer."""
+        if self.mutator.failure is not None:
+            raise self.mutator.failure
         # Looked up anew: atheris replaces the function when fuzzing begins.
         self._run(data, self._atheris._trace_branch)
 
     def _run(self, data: bytes, hit: Callable[[int], None]) -> bool:
         """Run one input; whether it showed something new. `hit` counts a feature for libFuzzer."""
-        mutator = self.mutator
-        if mutator.failure is not None:
-            raise mutator.failure
         decoded = codec.decode(data)
-        scenario = mutator.pinned(decoded)
+        scenario = self.mutator.pinned(decoded)
         if scenario is not decoded:
             data = codec.encode(scenario)
         verdict = self.target.run(scenario)

@@ -58,8 +58,38 @@ def every_command() -> dict[str, Any]:
 
 def test_the_commands_are_those_of_the_design() -> None:
     """What comes later is not offered."""
-    commands = ["convert", "coverage", "inspect", "list", "minimize", "replay", "report", "run", "status"]
-    assert sorted(every_command()) == commands
+    names = "convert coverage inspect list minimize replay report run score status"
+    assert sorted(every_command()) == names.split()
+
+
+def test_a_score_runs_trials_and_writes_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One trial of one engine on one fault; the same command again makes none."""
+    command = ["score", "--fault", "bus-forgets-reset", "--engine", "random", "--trials", "1"]
+    command += ["--out", str(tmp_path / "out"), "--format", "json"]
+    out, err = answer(capsys, *command)
+    [group] = json.loads(out.splitlines()[-1])["faults"]
+    assert (group["fault"], group["engine"], group["trials"], group["found"]) == ("bus-forgets-reset", "random", 1, 1)
+    assert "bus-forgets-reset, random, seed 1: found after" in err
+    assert "<title>ebsfuzz score</title>" in (tmp_path / "out" / "score.html").read_text()
+    again, err = answer(capsys, *command)
+    assert again == out
+    assert "seed 1" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--fault", "bus-forget-reset"], "--fault: unknown 'bus-forget-reset' (did you mean 'bus-forgets-reset'?)"),
+        (["--engine", "afl"], "--engine: unknown 'afl'; one of ebsfuzz, random, bytes, hypothesis, hypofuzz"),
+        (["--cap", "soon"], "--cap: "),
+    ],
+)
+def test_a_score_with_a_wrong_option_is_one_message(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written."""
+    assert complaint(capsys, "score", *options, "--out", str(tmp_path / "out")).startswith(message)
+    assert not (tmp_path / "out").exists()
 
 
 def test_run_has_the_options_of_the_design() -> None:

@@ -128,6 +128,28 @@ def test_state_features_can_be_switched_off_alone(stand_in: StandIn, monkeypatch
     assert not stand_in.hits
 
 
+def test_a_run_can_begin_with_generated_scenarios(stand_in: StandIn, tmp_path: Path) -> None:
+    """As many as the profile says, half of all runs at most; what was new in them goes on to libFuzzer."""
+    seen = _fuzz(beginning=tmp_path, arguments=["-runs=20", "-seed=3"])
+    assert len(seen) == 10 + 1
+    assert stand_in.arguments[-2:] == [str(tmp_path), "-runs=10"]
+    kept = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    assert kept
+    assert set(kept) <= {data for data, _, _ in seen[:10]}
+    assert kept[0] == seen[0][0]
+    assert {made.design for _, made, _ in seen} == {"reference-count"}
+
+
+def test_what_a_run_begins_with_depends_on_its_seed(stand_in: StandIn, tmp_path: Path) -> None:
+    """The same seed gives the same scenarios."""
+    begun = []
+    for number, seed in enumerate((3, 3, 4)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        begun.append([data for data, _, _ in _fuzz(beginning=folder, arguments=["-runs=8", f"-seed={seed}"])])
+    assert begun[0] == begun[1] != begun[2]
+
+
 def test_inputs_are_mutated_by_operations_or_as_plain_bytes(stand_in: StandIn) -> None:
     """Plain bytes, libFuzzer's own way, are for comparison."""
     _fuzz()
