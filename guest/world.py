@@ -235,12 +235,6 @@ class GuestWorld(PlatformWorld):
         if status:
             raise EfiError(status)
 
-    def _without_handler(self, name: str) -> None:
-        raise SkippedError("an image prepares what it prepares")
-
-    def _tear_out(self, name: str) -> None:
-        raise SkippedError("an image that is gone cannot be entered, and nothing here tells whose fault that is")
-
     def _unload(self, name: str) -> None:
         if name in self._models:
             super()._unload(name)

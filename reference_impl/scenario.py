@@ -249,13 +249,13 @@ OPERATIONS: dict[str, OperationType] = {
         "the nth drop of the TPL in the exit group; or at the nth tick of its timer",
     ),
     "without-handler": OperationType(
-        MACHINES,
+        ("platform",),
         (Choice("driver", DEVICE_KINDS),),
         "from now on this driver's Start prepares nothing for the exit",
         "driver-without-handler",
     ),
     "tear-out": OperationType(
-        MACHINES,
+        ("platform",),
         (Choice("driver", _DRIVERS),),
         "a driver's image is unloaded as it is: no controller is disconnected, no event closed",
         "unload-connected",
