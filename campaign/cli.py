@@ -562,7 +562,7 @@ def inspect(
     ],
     output_format: Annotated[Format, _FORMAT] = Format.TEXT,
 ) -> int:
-    """Say what a real image is: its form, its sections, and the known protocols whose GUIDs are in its data."""
+    """Say what a real image is, and, started in a world of its own, what it does: protocols, driver bindings, exit events."""
     from guest.inspect import describe
 
     report = describe(image)

@@ -97,6 +97,10 @@ class Chipset:
         """Record an access to a port where nothing is, once for each place. Where the code is, the stack alone tells."""
         machine = self._machine
         frames = self._images.backtrace(GuestFault("port", port, STRAY_PC, machine.stack_pointer))
+        if "+" not in frames[0]:
+            frames = (
+                self._images.place_of(self._images.entered),
+            )  # it has called nobody, and nobody but us has called it
         if (direction, port, frames[0]) in self._strays:
             return
         self._strays.add((direction, port, frames[0]))

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from guest import require
 from guest.calling_convention import CallingConvention
-from guest.image import Image
+from guest.image import Image, ImageError
 from guest.machine import CODE_END, EXECUTE, PAGE, READ, STACK_END, WRITE, GuestFault, Machine
 from guest.tables import FirmwareMemory
 from reference_impl.uefi.boot_services import BootServices
@@ -52,14 +52,15 @@ class Images:
     def load(self, image: Image, services: BootServices) -> GuestImage:
         """Place an image in memory, relocated; one that was there before comes to its old place.
 
-        `services` are those that it calls; it must have its image handle.
+        `services` are those that it calls; it must have its image handle. Raises ImageError where it cannot be loaded.
         """
         base = next((base for base, known in self._by_base.items() if known.source is image), 0)
         size = -(-image.size_of_image // PAGE) * PAGE
         if not base:
             alignment = max(image.alignment, PAGE)
             base = -(-self._next // alignment) * alignment
-            assert base + size <= CODE_END, "no room for more images"
+            if base + size > CODE_END:
+                raise ImageError(f"{image.name}: no room for its {size} bytes beside the images that are loaded")
             self._next = base + size + PAGE  # the page between two images is never there
             self._bases.append(base)
         loaded = self._by_base[base] = GuestImage(self, image, base, size, services)
@@ -86,6 +87,11 @@ class Images:
                 return self.at(self._entered)
             self._callers[return_address] = image
         return image
+
+    @property
+    def entered(self) -> int:
+        """The function of guest code that was entered last and has not returned; 0 outside of guest code."""
+        return self._entered
 
     def place_of(self, address: int) -> str:
         """An address as people read it: "XenBusDxe+0x2af", or with the function's name, "MyDxe+0x2af [MyNotify+0xf]"."""

@@ -1,18 +1,19 @@
-"""What an image is, as far as its file shows it: form, sections, and the GUIDs of protocols that it has in its data.
+"""What an image is, as far as its file shows it (form, sections, GUIDs of protocols in its data), and what it does.
 
-A GUID in the data says that the driver has something to do with the protocol, not what: only a run shows what it
-consumes and what it produces.
+A GUID in the data says that the driver has something to do with the protocol, not what: what it consumes and what it
+produces is seen in a `trial`.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from guest.image import MACHINES, SCN_EXECUTE, SCN_READ, SCN_WRITE, SUBSYSTEMS, Image, Section, open_image
+from guest.trial import Trial, try_image
 from guest.well_known import NAMES
 
 
@@ -32,16 +33,18 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `ebsfuzz inspect` says about an image without running it.
+    """What `ebsfuzz inspect` says about an image.
 
     image    the image itself
     symbols  how many names for addresses were found beside it
     guids    by name
+    trial    what it did when it was started
     """
 
     image: Image
     symbols: int
     guids: tuple[Mention, ...]
+    trial: Trial
 
     def lines(self) -> Iterator[str]:
         """The report for people."""
@@ -63,6 +66,7 @@ class Report:
         width = max((len(mention.name) for mention in self.guids), default=0)
         for mention in self.guids:
             yield f"    {mention.name:<{width}}  {mention.guid}  {', '.join(f'+0x{rva:x}' for rva in mention.rvas)}"
+        yield from self.trial.lines()
 
     def as_object(self) -> dict[str, Any]:
         """The report for programs, as JSON has it. Addresses are RVAs."""
@@ -90,16 +94,17 @@ class Report:
                 for section in image.sections
             ],
             "guids": [{"name": one.name, "guid": one.guid, "rvas": list(one.rvas)} for one in self.guids],
+            "trial": asdict(self.trial),
         }
 
 
 def describe(spec: str, cache: Path | None = None) -> Report:
-    """The report about the image that `spec` names, as `guest.image.open_image` understands it.
+    """The report about the image that `spec` names, as `guest.image.open_image` understands it. Starts it.
 
     Raises ImageError and ExtraMissing as `open_image` does.
     """
     image = open_image(spec, cache)
-    return Report(image, len(image.symbols or ()), tuple(mentions(image)))
+    return Report(image, len(image.symbols or ()), tuple(mentions(image)), try_image(spec, cache))
 
 
 def mentions(image: Image) -> list[Mention]:

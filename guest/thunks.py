@@ -16,6 +16,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from guest.calling_convention import CallingConvention
@@ -51,6 +52,7 @@ class Thunks:
     """All traps of one world.
 
     before   called before each service with the name of the image that calls: a look at memory that has no other moment
+    missed   (agent, service) of each call of a service that is not modelled
     views    protocol → what makes, from address and agent, the object for an interface that Python code looks at
     """
 
@@ -63,6 +65,7 @@ class Thunks:
         self.firmware = firmware
         self._images = images
         self._texts: dict[bytes, str] = {}
+        self.missed: set[tuple[str, str]] = set()
         self.views: dict[str, Callable[[int, str], Any]] = {
             guids.DRIVER_BINDING_PROTOCOL: lambda address, agent: GuestBinding(images, address, agent),
             guids.DEVICE_PATH_PROTOCOL: lambda address, agent: self._device_path(address),
@@ -72,12 +75,9 @@ class Thunks:
         boot = {name: self.write(_thunk(self, name)) for name in BOOT_SERVICES if name}
         self.task_priority = TaskPriority(convention, core.trace, core.events, boot["RaiseTPL"], boot["RestoreTPL"])
         boot |= {"RaiseTPL": self.task_priority.raise_tpl, "RestoreTPL": self.task_priority.restore_tpl}
-        unsupported = self.write(self._unsupported)
         self._runtime_state = RuntimeState()
         self._runtime_services: dict[str, RuntimeServices] = {}
-        runtime = {
-            name: unsupported if name in _NOT_MODELLED else self.write(_thunk(self, name)) for name in RUNTIME_SERVICES
-        }
+        runtime = {name: self.write(_thunk(self, name)) for name in RUNTIME_SERVICES}
         self.tables = Tables(firmware, boot, runtime)
         self.pcd, self.pi_pcd = self._place_pcd()
 
@@ -522,7 +522,9 @@ class Thunks:
         if size:
             self.machine.write(target, bytes([value & 0xFF]) * size)
 
-    def _unsupported(self, services: BootServices, *_: int) -> int:
+    def _miss(self, service: str, services: BootServices, *_: int) -> int:
+        """What is not modelled."""
+        self.missed.add((services.agent, service))
         return _UNSUPPORTED
 
 
@@ -538,7 +540,7 @@ _NOT_MODELLED = frozenset(
 def _thunk(thunks: Thunks, service: str) -> Thunk:
     """The method for a service: `_allocate_pool` for "AllocatePool"."""
     if service in _NOT_MODELLED:
-        return thunks._unsupported
+        return partial(thunks._miss, service)
     name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in service)
     name = name.replace("_t_p_l", "_tpl")
     thunk: Any = getattr(thunks, name)

@@ -170,8 +170,8 @@ class GuestWorld(PlatformWorld):
         path = core.place(memory.place(_CONTROLLER_PATH), _CONTROLLER_PATH)
         self._controller = install(0, guids.DEVICE_PATH_PROTOCOL, path)
         if "xenio" in self._sources:
-            device = PciIoInterface(self.thunks, xen_platform_device())
-            install(self._controller, guids.PCI_IO_PROTOCOL, device.address)
+            device = PciIoInterface(self.thunks).lay_out(xen_platform_device())
+            install(self._controller, guids.PCI_IO_PROTOCOL, device)
         else:
             xenio = memory.place(struct.pack("<Q", GRANT_TABLE_ADDRESS))
             install(self._controller, guids.XENIO_PROTOCOL, core.place(xenio, XenIo(GRANT_TABLE_ADDRESS)))
@@ -253,6 +253,11 @@ class GuestWorld(PlatformWorld):
         if name not in self._sources:
             raise SkippedError("there is no image of this driver")
         self._install_image(name, self.firmware.load_image)
+
+    def start_image(self, source: Image) -> None:
+        """Load and start an image that the scenario does not name. Raises EfiError, GuestFault, StepBudgetExceeded."""
+        self._sources = {**self._sources, "image": source}
+        self._install_image("image", self.firmware.load_image)
 
     def _install_image(self, name: str, make_handle: Callable[[str], int]) -> None:
         source = self._sources[name]

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("unicorn", reason="the extra [efi] is not installed")
 
-from guest.machine import Machine
+from guest.machine import GuestFault, Machine
 from guest.pci_io import PciIoInterface, xen_platform_device
 from guest.world import GuestWorld, run
 from oracles import judge
@@ -50,7 +50,7 @@ class Caller(Guest):
 
     def __init__(self):
         super().__init__()
-        self.interface = PciIoInterface(self.thunks, xen_platform_device()).address
+        self.interface = PciIoInterface(self.thunks).lay_out(xen_platform_device())
 
     def io(self, member, *arguments):
         """Call a member of the protocol."""
@@ -83,6 +83,13 @@ def test_accesses_reach_the_device_and_the_callers_memory(caller):
     assert struct.unpack("<4Q", machine.read(out, 32)) == (0, 0, 2, 0)
     assert caller.io("GetLocation", out, 0, out, out) == INVALID
     assert caller.io("Flush") == SUCCESS
+
+
+def test_call_without_an_interface_is_a_fault(caller):
+    """`This` must be one that was laid out."""
+    function = caller.machine.u64(caller.interface + 8 * MEMBERS.index("Flush"))
+    with pytest.raises(GuestFault, match="no EFI_PCI_IO_PROTOCOL"):
+        caller.convention.call(function, caller.out)
 
 
 def test_polls_answer_what_they_saw(caller):
