@@ -34,6 +34,7 @@ from oracles.holdings import LENT_BY_THE_PLATFORM, Book, Kept, book_of
 from oracles.reading import PLATFORM_AGENTS, Entry, Reading, circumstances, tpl_name
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi import guids
+from reference_impl.uefi.definitions import BY_DRIVER
 from reference_impl.uefi.status import EfiStatus
 
 ORACLE = "start-stop"
@@ -132,6 +133,12 @@ def _life(reading: Reading, book: Book) -> Iterator[Finding]:
     places = [(entry.step, entry) for entry in reading.entries if entry.name == "Stop"]
     places += [(entry.end, entry) for entry in reading.entries if entry.name in ("Start", "Stop")]
     lies = {entry.step for entry in book.lies}
+    # What a driver has left open BY_DRIVER, the core takes for managed; that it was left is told by `protocol-usage`.
+    left_open = {
+        (kept.agent, kept.entry.controller)
+        for kept in book.kept
+        if kept.holding.resource == "open" and kept.holding.size & BY_DRIVER
+    }
     for place, entry in sorted(places, key=lambda pair: (pair[0], pair[1].step)):
         key = entry.agent, entry.controller
         if entry.name == "Start":
@@ -145,7 +152,7 @@ def _life(reading: Reading, book: Book) -> Iterator[Finding]:
             elif entry.failed:
                 failed.add(entry.agent)
         elif place == entry.step:
-            if key not in managing and key not in taken_away and not entry.is_of_the_environment:
+            if not (key in managing or key in taken_away or key in left_open or entry.is_of_the_environment):
                 seen = f"Stop() of {entry.agent} was entered{circumstances(records, entry.step)}, for what it does not manage."
                 yield _finding("stop-not-started", "DxeCore", "Stop", entry.step, seen)
         elif entry.ends_managing and entry.step not in lies:

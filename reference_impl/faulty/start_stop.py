@@ -206,7 +206,7 @@ FAULTS: dict[str, Fault] = {
     "supported-leaves-open": Fault(
         "a device driver's Supported does not close the protocol where it answers EFI_UNSUPPORTED",
         "",
-        ("protocol-usage/left-open", "start-stop/stop-not-started"),
+        ("protocol-usage/left-open",),
         device_driver=_LeavesOpenWhatItRefuses,
     ),
     "supported-keeps-memory": Fault(
@@ -224,7 +224,7 @@ FAULTS: dict[str, Fault] = {
     "failed-start-leaves-open": Fault(
         "a device's Start that fails leaves the bus's protocol open",
         "start-leak-open",
-        ("protocol-usage/left-open", "start-stop/stop-not-started"),
+        ("protocol-usage/left-open",),
         front_end=_LeavesTheProtocolOpen,
     ),
     "failed-start-keeps-memory": Fault(
@@ -248,7 +248,7 @@ FAULTS: dict[str, Fault] = {
     "failed-start-swaps-handles": Fault(
         "a device's Start that fails passes the wrong handle to CloseProtocol, which refuses it",
         "cleanup-wrong-arguments",
-        ("protocol-usage/cleanup-fails", "protocol-usage/left-open", "start-stop/stop-not-started"),
+        ("protocol-usage/cleanup-fails", "protocol-usage/left-open"),
         front_end=_SwapsHandles,
     ),
     "start-remembers-too-early": Fault(
