@@ -110,6 +110,7 @@ class Book:
     __slots__ = (
         "_drivers",
         "_handles",
+        "_latest",
         "_let_go",
         "_live",
         "_managing",
@@ -142,29 +143,33 @@ class Book:
         ] = {}  # (agent, controller) → when it last closed a BY_DRIVER open of it
         self._drivers: set[str] = set()
         self._operation = ""
+        self._latest = -1  # when something was taken last
         self._handles: dict[int, int] = {}  # handle that was made in the run → how many protocols it has
         records = reading.records
-        for place in reading.course(reading.entries, *_ACTS, _XENBUS_STATE, _RESET, _OPERATION):
+        for place in reading.course:
             if isinstance(place, Entry):
                 if place.agent not in PLATFORM_AGENTS:
                     self._over(place)
                 continue
             record = records[place]
-            kind = record[0]
-            if kind == _XENBUS_STATE:
-                self._state(place, record)
-            elif kind == _RESET:
+            act = _ACTS.get(record[5])
+            if act is not None:
+                if record[1] not in PLATFORM_AGENTS:
+                    act(self, place, record)
+            elif record[0] == _XENBUS_STATE:
+                if record[1] == "frontend":
+                    self._state(place, record)
+            elif record[0] == _RESET:
                 self._reset(record[5])
-            elif kind == _OPERATION:
+            elif record[0] == _OPERATION:
                 self._operation = record[5]
-            elif record[1] not in PLATFORM_AGENTS:
-                _ACTS[record[5]](self, place, record)
 
     # ---- what is taken and given back -----------------------------------------------------------------------------
 
     def _take(self, resource: str, key: Any, step: int, size: int = 0) -> None:
         agent, entry = self._reading.records[step][1], self._reading.around[step]
         self._live.pop((resource, key), None)  # the book is in the order of steps
+        self._latest = step
         self._live[resource, key] = Holding(resource, key, agent, step, entry, size)
 
     def _give(self, resource: str, key: Any) -> None:
@@ -292,8 +297,6 @@ class Book:
             self._give("device", path[path.find("device/") : -len("/state")])
 
     def _state(self, step: int, record: RecordTuple) -> None:
-        if record[1] != "frontend":
-            return
         if record[6][1] not in _UP:
             self._give("device", record[5])
         elif ("device", record[5]) not in self._live:
@@ -311,7 +314,8 @@ class Book:
         name, agent = entry.name, entry.agent
         if name == "Supported":
             self._drivers.add(agent)
-            self._undone(entry)
+            if self._latest > entry.step:
+                self._undone(entry)
         elif name in ("Start", "EntryPoint"):
             if entry.failed:
                 self._undone(entry)

@@ -59,6 +59,8 @@ NAMES = frozenset(
 """Names of the calls that oracles ask about; of services, hypercalls, grants and xenstore requests."""
 
 
+_CHANGES = frozenset((int(Kind.OPERATION), int(Kind.RESET), int(Kind.XENBUS_STATE)))
+
 _OPENERS = frozenset(
     {"RestoreTPL", "ExitBootServices", "LoadImage", "StartImage", "UnloadImage", "InstallConfigurationTable"}
 )
@@ -124,10 +126,11 @@ class Reading:
     entries  into driver code that are over, in the order of their ends
     steps    kind of `KINDS`, or name of `NAMES` → the steps of its records
     around   step of such a record → the innermost entry that it happened in
+    course   the entries at their ends and the steps of calls and of changes of the platform, in order
     book     what was taken and given back (`holdings.book_of`), once an oracle has asked for it
     """
 
-    __slots__ = ("around", "book", "entries", "records", "steps")
+    __slots__ = ("around", "book", "course", "entries", "records", "steps")
 
     def __init__(self, trace: Trace) -> None:
         self.book: Book | None = None
@@ -136,33 +139,44 @@ class Reading:
         steps = self.steps = dict[int | str, list[int]]()
         around = self.around = dict[int, Entry | None]()
         entry: Entry | None = None
-        kinds, names, openers = KINDS, NAMES, _OPENERS
+        course = self.course = list[Entry | int]()
+        kinds, names, openers, changes = KINDS, NAMES, _OPENERS, _CHANGES
+        # What the core allocates is named for the service that it happens in, and nobody asks about it here.
         for step in [
             step
             for step, record in enumerate(records)
-            if record[0] in kinds or record[5] in names or (record[5] in openers and opens(records, step))
+            if record[0] in kinds
+            or (record[5] in names and record[0] != _CORE_MEMORY)
+            or (record[5] in openers and opens(records, step))
         ]:
             record = records[step]
             kind, depth = record[0], record[3]
+            key: int | str = record[5]
             while entry is not None and depth <= entry.depth:
                 entry.end = step
                 entries.append(entry)
+                course.append(entry)
                 entry = entry.outer
-            if kind == _CORE_MEMORY:
-                continue  # named for the service that it happens in
-            key = kind if kind in kinds else record[5]
-            if key in openers:
-                continue
             around[step] = entry
-            if kind == _ENTRY:
-                entry = Entry(step, record, entry)
-            elif key in steps:
+            if kind in kinds:
+                if kind == _ENTRY:
+                    entry = Entry(step, record, entry)
+                    continue
+                key = kind
+                if kind in changes:
+                    course.append(step)
+            elif key in openers:
+                continue
+            else:
+                course.append(step)
+            if key in steps:
                 steps[key].append(step)
             else:
                 steps[key] = [step]
         while entry is not None:
             entry.end = len(records)
             entries.append(entry)
+            course.append(entry)
             entry = entry.outer
 
     def steps_of(self, *keys: int | str) -> list[int]:
@@ -172,7 +186,7 @@ class Reading:
         found.sort()
         return found
 
-    def course(self, entries: Iterable[Entry], *keys: int | str) -> Iterator[Entry | int]:
+    def merged(self, entries: Iterable[Entry], *keys: int | str) -> Iterator[Entry | int]:
         """These entries at their ends, and the steps of the records with these kinds and names, in order."""
         steps = self.steps_of(*keys)
         position = 0

@@ -60,7 +60,7 @@ def check(reading: Reading) -> list[Finding]:
     findings = []
     held: dict[str, _Reference] = {}
     ends = [entry for entry in reading.entries if entry.ends_managing or (entry.name == "Start" and entry.failed)]
-    for place in reading.course(ends, _REFERENCE, _EXIT):
+    for place in reading.merged(ends, _REFERENCE, _EXIT):
         if isinstance(place, Entry):
             left = [node for node, reference in held.items() if reference.ends_with(place)]
             findings += [_leak(node, held.pop(node), place.step, place.ending) for node in left]

@@ -87,11 +87,11 @@ def check(reading: Reading) -> list[Finding]:
         for entry in book.lies
     ]
     findings += _children(book)
-    entries = reading.entries
-    if any(entry.name in ("Start", "Stop") for entry in entries):
-        findings += _life(reading, book)
-        findings += _nesting(reading)
-        findings += _restarts(reading, book)
+    lives = [entry for entry in reading.entries if entry.name in ("Start", "Stop")]
+    if lives:
+        findings += _life(reading, book, lives)
+        findings += _nesting(reading, lives)
+        findings += _restarts(reading, book, lives)
     return findings
 
 
@@ -124,14 +124,14 @@ def _children(book: Book) -> Iterator[Finding]:
             yield _finding("stop-wrong-children", entry.agent, "children", entry.step, f"{seen}.")
 
 
-def _life(reading: Reading, book: Book) -> Iterator[Finding]:
+def _life(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Finding]:
     """Which driver manages what, from Start() to Stop()."""
     records = reading.records
     managing: set[tuple[str, int]] = set()
     failed: set[str] = set()
     taken_away: set[tuple[str, int]] = set()  # by the environment, behind the core's back
-    places = [(entry.step, entry) for entry in reading.entries if entry.name == "Stop"]
-    places += [(entry.end, entry) for entry in reading.entries if entry.name in ("Start", "Stop")]
+    places = [(entry.step, entry) for entry in lives if entry.name == "Stop"]
+    places += [(entry.end, entry) for entry in lives]
     lies = {entry.step for entry in book.lies}
     # What a driver has left open BY_DRIVER, the core takes for managed; that it was left is told by `protocol-usage`.
     left_open = {
@@ -166,11 +166,11 @@ def _inner_answer(reading: Reading, entry: Entry, status: EfiStatus) -> bool:
     return any(record[7] == status for record in reading.records[entry.step + 1 : entry.end])
 
 
-def _nesting(reading: Reading) -> Iterator[Finding]:
+def _nesting(reading: Reading, lives: list[Entry]) -> Iterator[Finding]:
     """Stop() and Start() inside of other driver code."""
     records = reading.records
-    for entry in reading.entries:
-        if entry.outer is None or entry.name not in ("Start", "Stop") or entry.is_of_the_environment:
+    for entry in lives:
+        if entry.outer is None or entry.is_of_the_environment:
             continue
         stops = [
             around
@@ -197,7 +197,7 @@ def _called_by(reading: Reading, entry: Entry) -> str:
     return next((records[at][5] for at in range(entry.step - 1, -1, -1) if records[at][3] < entry.depth), "")
 
 
-def _restarts(reading: Reading, book: Book) -> Iterator[Finding]:
+def _restarts(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Finding]:
     """Start, Stop and Start again on one controller, while nobody changed the platform or let a call fail."""
     records = reading.records
     changed = [
@@ -209,7 +209,7 @@ def _restarts(reading: Reading, book: Book) -> Iterator[Finding]:
     took = {entry.step: what for entry, what in book.starts}
     first: dict[tuple[str, int], Entry] = {}
     stopped: set[tuple[str, int]] = set()
-    for entry in reading.entries:
+    for entry in lives:
         if entry.end > until or entry.agent in PLATFORM_AGENTS or entry.is_of_the_environment:
             continue
         if entry.ends_managing:

@@ -51,21 +51,25 @@ def check(reading: Reading) -> list[Finding]:
             )
             findings.append(_finding("not-restored", entry.agent, entry.name, entry.step, seen))
         explained.update(around.step for around in entry.outwards())
+    limits = LIMITS
     told: set[tuple[str, str, str]] = set()  # a wait that polls breaks a rule thousands of times
-    for step, (kind, agent, tpl, _, _, name, arguments, _, _) in enumerate(records):
-        if kind != _SERVICE:
+    for step in [
+        step
+        for step, record in enumerate(records)
+        if record[0] == _SERVICE
+        and (
+            record[6][0] < record[2]
+            if record[5] == "RaiseTPL"
+            else record[6][0] > record[2]
+            if record[5] == "RestoreTPL"
+            else record[2] > TPL_APPLICATION and record[2] > limits.get(record[5], TPL_NOTIFY)
+        )
+    ]:
+        _, agent, _, _, _, name, _, _, _ = records[step]
+        rule = {"RaiseTPL": "raise-lowers", "RestoreTPL": "restore-raises"}.get(name, "too-high")
+        if agent in PLATFORM_AGENTS or (rule, agent, name) in told:
             continue
-        if name == "RaiseTPL":
-            rule = "raise-lowers" if arguments[0] < tpl else ""
-        elif name == "RestoreTPL":
-            rule = "restore-raises" if arguments[0] > tpl else ""
-        elif tpl > TPL_APPLICATION and tpl > LIMITS.get(name, TPL_NOTIFY):
-            rule = "too-high"
-        else:
-            continue
-        if not rule or agent in PLATFORM_AGENTS or (rule, agent, name) in told:
-            continue
-        if not (rule == "too-high" and _was_entered_too_high(reading, step)):
+        if rule != "too-high" or not _was_entered_too_high(reading, step):
             told.add((rule, agent, name))
             findings.append(_finding(rule, agent, name, step, _told(reading, step)))
     return findings
