@@ -61,11 +61,10 @@ def check(reading: Reading) -> list[Finding]:
     for step in reading.steps_of(_CONNECTION, _RESET, _EXIT, _XENBUS_STATE, "grant", "end"):
         kind, agent, _, _, _, name, arguments, status, _ = records[step]
         if kind == _XENBUS_STATE:
-            if agent == "frontend":
-                if arguments[1] in _CONNECTED_STATES:
-                    connected.setdefault(name, step)
-                else:
-                    connected.pop(name, None)
+            if arguments[1] in _CONNECTED_STATES:
+                connected.setdefault(name, step)
+            else:
+                connected.pop(name, None)
         elif kind == _EXIT:
             if name == "runtime":
                 findings += [_missed(records, step, taken) for _, taken in in_use.values()]

@@ -86,7 +86,7 @@ def _notified_twice(reading: Reading) -> list[Finding]:
     notified: dict[tuple[str, int], int] = {}
     findings = []
     for entry in sorted(
-        [entry for entry in reading.entries if entry.name == "Notify" and entry.arguments[1] in _SIGNALS],
+        [entry for entry in reading.entries_of("Notify") if entry.arguments[1] in _SIGNALS],
         key=lambda entry: entry.step,
     ):
         event, group = entry.arguments

@@ -32,7 +32,6 @@ Nothing is judged in the name of an environment: neither what it takes, nor what
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from oracles.reading import PLATFORM_AGENTS, Entry, Reading, circumstances, injected
@@ -103,7 +102,7 @@ class Book:
     orphans    opens BY_CHILD_CONTROLLER for a child handle that is gone, each with the step of the uninstallation
     gone       handle whose last protocol was uninstalled → the step of that
     held       steps of uninstallations of what is installed, as far as the trace tells: if refused, somebody held it
-    starts     each Start() that succeeded, with what it took: resource → how often
+    starts     each Start() that succeeded, with what it took
     children   each Stop() of children that succeeded, with those that are still there, and others that went with them
     """
 
@@ -132,7 +131,7 @@ class Book:
         self.orphans: list[tuple[Holding, int]] = []
         self.gone: dict[int, int] = {}
         self.held: set[int] = set()
-        self.starts: list[tuple[Entry, dict[str, int]]] = []
+        self.starts: list[tuple[Entry, list[Holding]]] = []
         self.children: list[tuple[Entry, list[int], list[int]]] = []
         self._reading = reading
         self._went: list[Holding] = []  # opens BY_CHILD_CONTROLLER that were closed, each at the step of that
@@ -157,8 +156,7 @@ class Book:
                 if record[1] not in PLATFORM_AGENTS:
                     act(self, place, record)
             elif record[0] == _XENBUS_STATE:
-                if record[1] == "frontend":
-                    self._state(place, record)
+                self._state(place, record)
             elif record[0] == _RESET:
                 self._reset(record[5])
             elif record[0] == _OPERATION:
@@ -193,6 +191,10 @@ class Book:
     def _free_pages(self, step: int, record: RecordTuple) -> None:
         """Pages can be given back in parts: what was taken together is gone with its last page."""
         start, count = record[6][:2]
+        whole = self._live.get(("pages", start))
+        if whole is not None and whole.size == count:
+            del self._live["pages", start]
+            return
         for key in [key for key in self._live if key[0] == "pages" and key[1] <= start]:
             holding = self._live[key]
             if start < holding.key + holding.size * PAGE_SIZE_BYTES:
@@ -321,10 +323,7 @@ class Book:
                 self._undone(entry)
             elif name == "Start" and entry.status == 0:
                 self._managing[agent, entry.controller] = entry.step
-                taken: dict[str, int] = {}
-                for holding in self._taken_in(entry):
-                    taken[holding.resource] = taken.get(holding.resource, 0) + 1
-                self.starts.append((entry, taken))
+                self.starts.append((entry, self._taken_in(entry)))
         elif entry.ends_managing:
             self._stopped(entry)
         elif name == "Stop" and entry.status == 0:
@@ -340,8 +339,14 @@ class Book:
 
     def _taken_in(self, entry: Entry) -> list[Holding]:
         """What was taken inside of an entry that is just over, and belongs to it."""
-        since = list(takewhile(lambda holding: holding.step > entry.step, reversed(self._live.values())))
-        return [each for each in reversed(since) if each.entry is entry and self._owner(each) == entry.agent]
+        taken = []
+        for holding in reversed(self._live.values()):
+            if holding.step < entry.step:
+                break
+            if holding.entry is entry and (holding.agent == entry.agent or self._owner(holding) == entry.agent):
+                taken.append(holding)
+        taken.reverse()
+        return taken
 
     def _children_stopped(self, entry: Entry) -> None:
         listed = entry.arguments[1]

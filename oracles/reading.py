@@ -30,7 +30,8 @@ PLATFORM_AGENTS = frozenset(
 """Agents that are no driver under test. What the environment itself does is never a finding."""
 
 _SERVICE, _ENTRY, _CORE_MEMORY = int(Kind.SERVICE), int(Kind.ENTRY), int(Kind.CORE_MEMORY)
-_INJECTED = int(Kind.INJECTED)
+_INJECTED, _XENBUS_STATE = int(Kind.INJECTED), int(Kind.XENBUS_STATE)
+_FRONTEND = "frontend"
 _BOOT, _EXIT, _RUNTIME = int(Phase.BOOT), int(Phase.EXIT), int(Phase.RUNTIME)
 _TPL_NAMES = {int(tpl): f"TPL_{tpl.name}" for tpl in Tpl}
 
@@ -124,13 +125,13 @@ class Reading:
 
     records  of the trace
     entries  into driver code that are over, in the order of their ends
-    steps    kind of `KINDS`, or name of `NAMES` → the steps of its records
+    steps    kind of `KINDS`, or name of `NAMES` → the steps of its records; of the states of devices, only the front end's
     around   step of such a record → the innermost entry that it happened in
     course   the entries at their ends and the steps of calls and of changes of the platform, in order
     book     what was taken and given back (`holdings.book_of`), once an oracle has asked for it
     """
 
-    __slots__ = ("around", "book", "course", "entries", "records", "steps")
+    __slots__ = ("_named", "around", "book", "course", "entries", "records", "steps")
 
     def __init__(self, trace: Trace) -> None:
         self.book: Book | None = None
@@ -157,6 +158,8 @@ class Reading:
                 entries.append(entry)
                 course.append(entry)
                 entry = entry.outer
+            if kind == _XENBUS_STATE and record[1] != _FRONTEND:
+                continue
             around[step] = entry
             if kind in kinds:
                 if kind == _ENTRY:
@@ -178,6 +181,19 @@ class Reading:
             entries.append(entry)
             course.append(entry)
             entry = entry.outer
+        named = self._named = dict[str, list[Entry]]()
+        for entry in entries:
+            if entry.name in named:
+                named[entry.name].append(entry)
+            else:
+                named[entry.name] = [entry]
+
+    def entries_of(self, *names: str) -> list[Entry]:
+        """The entries with these names, in the order of their ends."""
+        found = [entry for name in names for entry in self._named.get(name, ())]
+        if len(names) > 1:
+            found.sort(key=lambda entry: (entry.end, -entry.depth))
+        return found
 
     def steps_of(self, *keys: int | str) -> list[int]:
         """The steps of the records with these kinds and names, in order."""

@@ -59,7 +59,11 @@ def check(reading: Reading) -> list[Finding]:
         return []
     findings = []
     held: dict[str, _Reference] = {}
-    ends = [entry for entry in reading.entries if entry.ends_managing or (entry.name == "Start" and entry.failed)]
+    ends = [
+        entry
+        for entry in reading.entries_of("Start", "Stop")
+        if entry.ends_managing or (entry.name == "Start" and entry.failed)
+    ]
     for place in reading.merged(ends, _REFERENCE, _EXIT):
         if isinstance(place, Entry):
             left = [node for node, reference in held.items() if reference.ends_with(place)]

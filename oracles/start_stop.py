@@ -27,10 +27,11 @@ its own, at any depth of nesting, is nobody's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from oracles.finding import Finding, Rule
-from oracles.holdings import LENT_BY_THE_PLATFORM, Book, Kept, book_of
+from oracles.holdings import LENT_BY_THE_PLATFORM, Book, Holding, Kept, book_of
 from oracles.reading import PLATFORM_AGENTS, Entry, Reading, circumstances, tpl_name
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi import guids
@@ -87,7 +88,7 @@ def check(reading: Reading) -> list[Finding]:
         for entry in book.lies
     ]
     findings += _children(book)
-    lives = [entry for entry in reading.entries if entry.name in ("Start", "Stop")]
+    lives = reading.entries_of("Start", "Stop")
     if lives:
         findings += _life(reading, book, lives)
         findings += _nesting(reading, lives)
@@ -206,11 +207,13 @@ def _restarts(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Find
         if records[step][0] == _INJECTED or records[step][5] not in _UNCHANGED
     ]
     until = changed[0] if changed else len(records)
-    took = {entry.step: what for entry, what in book.starts}
+    took = {entry.step: taken for entry, taken in book.starts}
     first: dict[tuple[str, int], Entry] = {}
     stopped: set[tuple[str, int]] = set()
     for entry in lives:
-        if entry.end > until or entry.agent in PLATFORM_AGENTS or entry.is_of_the_environment:
+        if entry.end > until:
+            break
+        if entry.is_of_the_environment:
             continue
         if entry.ends_managing:
             stopped.add((entry.agent, entry.controller))
@@ -220,11 +223,16 @@ def _restarts(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Find
                 if entry.status == 0:
                     first[key] = entry
             elif key in stopped:
-                before, after = took[first[key].step], took.get(entry.step)
-                if after != before:
-                    difference = "it had succeeded before" if after is None else f"it took {after} instead of {before}"
+                before, after = _sorts(took[first[key].step]), _sorts(took.get(entry.step, []))
+                if entry.failed or after != before:
+                    difference = "it had succeeded" if entry.failed else f"it took {after} instead of {before}"
                     seen = f"{entry.ending} after a Stop(); {difference}, in step {first[key].step}."
                     yield _finding("restart-differs", entry.agent, "Start", entry.step, seen)
+
+
+def _sorts(holdings: list[Holding]) -> dict[str, int]:
+    """How many of each sort of resource these are."""
+    return dict(sorted(Counter(holding.resource for holding in holdings).items()))
 
 
 def _finding(rule: str, agent: str, subject: str, step: int, seen: str) -> Finding:
