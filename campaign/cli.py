@@ -400,14 +400,14 @@ def minimize(
     from campaign import minimize as minimizing
     from campaign.reproducer import is_reproducer, read_verdict
     from fuzz_targets import scenario_yaml
-    from fuzz_targets.harness import run_and_judge
+    from fuzz_targets.harness import run_in_orders
     from fuzz_targets.input_files import read_scenario
     from fuzz_targets.registry import TARGETS
 
     if out is not None:
         _writable_scenario(out)
     recorded = read_verdict(path) if is_reproducer(path) else None
-    run_one = TARGETS[recorded.target].run if recorded and recorded.target else run_and_judge
+    run_one = TARGETS[recorded.target].run if recorded and recorded.target else run_in_orders
     scenario = read_scenario(path)
     findings = run_one(scenario).findings
     found = [finding.signature for finding in sorted(findings, key=lambda finding: finding.note)]
@@ -686,9 +686,9 @@ def descriptions(what: What) -> dict[str, str]:
         case What.SWITCHES:
             return scenario.SWITCHES
         case What.ORACLES:
-            from oracles import ORACLES
+            from oracles import DESCRIPTIONS
 
-            return {name: _first_line(sys.modules[check.__module__].__doc__) for name, check in ORACLES.items()}
+            return DESCRIPTIONS
         case What.FAULTS:
             from reference_impl.faulty import FAULTS
 
@@ -707,11 +707,6 @@ def descriptions(what: What) -> dict[str, str]:
                 )
                 for name, answers in calls.items()
             }
-
-
-def _first_line(docstring: str | None) -> str:
-    assert docstring is not None
-    return docstring.strip().splitlines()[0]
 
 
 def _refusals(answers: Iterable[Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from campaign.reproducer import is_reproducer, read_verdict, sentence_of
-from fuzz_targets.harness import Verdict, run_and_judge
+from fuzz_targets.harness import Verdict, run_in_orders
 from fuzz_targets.input_files import InputError, read_scenario
 from fuzz_targets.registry import TARGETS
 from oracles.finding import Finding
@@ -41,7 +41,7 @@ class Replayed(NamedTuple):
     findings: list[Finding]
 
 
-def replay(paths: Iterable[str | Path], run: Callable[[Scenario], Verdict] = run_and_judge) -> Iterator[Replayed]:
+def replay(paths: Iterable[str | Path], run: Callable[[Scenario], Verdict] = run_in_orders) -> Iterator[Replayed]:
     """Run the scenarios at `paths` again, one after the other, each once.
 
     Raises InputError, with one line that names the path, for what is missing or cannot be read, before anything runs.

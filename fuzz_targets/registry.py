@@ -28,6 +28,7 @@ class Target:
     arguments    options of libFuzzer that it has by itself
     mutates      whether inputs are mutated; without it every input is generated anew
     known        (design, beginning of a signature): findings that are expected, so that its program goes on after them
+    shuffles     whether each scenario also runs in other orders of notifications, to compare what becomes of it
     planted      an oracle of its own, over scenario and trace
     """
 
@@ -39,6 +40,7 @@ class Target:
     arguments: tuple[str, ...] = ()
     mutates: bool = True
     known: tuple[tuple[str, str], ...] = ()
+    shuffles: bool = False
     planted: Callable[[Scenario, Trace], list[Finding]] | None = None
 
     @property
@@ -48,9 +50,9 @@ class Target:
 
     def run(self, scenario: Scenario) -> Verdict:
         """Run and judge one scenario, with the target's own oracle besides the others."""
-        from fuzz_targets.harness import Verdict, run_and_judge  # late: it needs every world
+        from fuzz_targets.harness import Verdict, run_and_judge, run_in_orders  # late: it needs every world
 
-        verdict = run_and_judge(scenario)
+        verdict = run_in_orders(scenario) if self.shuffles else run_and_judge(scenario)
         if self.planted is None:
             return verdict
         return Verdict(verdict.trace, verdict.findings + self.planted(scenario, verdict.trace))
@@ -86,6 +88,7 @@ TARGETS: dict[str, Target] = {
             "platform",
             PROFILES["exit_boot_services"],
             _DESIGNS,
+            shuffles=True,
         ),
         Target(
             "boot_services",

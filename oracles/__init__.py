@@ -15,6 +15,7 @@ from oracles import (
     hand_over,
     memory_ownership,
     memory_services,
+    order_independence,
     protocol_usage,
     reference_count,
     start_stop,
@@ -29,13 +30,18 @@ _MODULES = (
     *(connection_reset, reference_count, memory_services, event_lifetime, tpl, protocol_usage, start_stop),
     *(memory_ownership, waiting, hand_over, guest_fault),
 )
+_COMPARISONS = (order_independence,)
+"""Oracles that need several runs of one scenario; `fuzz_targets.harness.run_in_orders` asks them."""
 
 ORACLES: dict[str, Callable[[Reading], Iterable[Finding]]] = {module.ORACLE: module.check for module in _MODULES}
+"""Oracles that judge one trace."""
 
-DESCRIPTIONS: dict[str, str] = {module.ORACLE: (module.__doc__ or "").partition("\n")[0] for module in _MODULES}
+DESCRIPTIONS: dict[str, str] = {
+    module.ORACLE: (module.__doc__ or "").partition("\n")[0] for module in (*_MODULES, *_COMPARISONS)
+}
 """Oracle → what it asks for, in one sentence."""
 
-RULES: dict[str, dict[str, Rule]] = {module.ORACLE: module.RULES for module in _MODULES}
+RULES: dict[str, dict[str, Rule]] = {module.ORACLE: module.RULES for module in (*_MODULES, *_COMPARISONS)}
 """Oracle → rule → where it stands, and what it asks for."""
 
 

@@ -38,14 +38,17 @@ def test_near_miss_is_accepted(signature: str) -> None:
 
 
 def test_every_rule_has_its_pair() -> None:
-    """No rule can be reported that is not shown by a planted bug and a near miss, and none is only listed."""
-    listed = {f"{oracle}/{rule}" for oracle, rules in RULES.items() for rule in rules}
+    """No rule can be reported that is not shown by a planted bug and a near miss, and none is only listed.
+
+    The comparison of several runs has its pairs in its own test.
+    """
+    listed = {f"{oracle}/{rule}" for oracle, rules in RULES.items() if oracle in ORACLES for rule in rules}
     assert {"/".join(signature.split("/")[:2]) for signature in PAIRS} == listed
 
 
 def test_every_oracle_describes_itself_in_a_sentence() -> None:
     """`ebsfuzz list oracles` has something to say about each of them."""
-    assert list(ORACLES) == list(DESCRIPTIONS) == list(RULES)
+    assert [*ORACLES, "order-independence"] == list(DESCRIPTIONS) == list(RULES)
     assert all(description.endswith(".") for description in DESCRIPTIONS.values())
     assert all(rule.sentence.endswith(".") and rule.source for rules in RULES.values() for rule in rules.values())
 

@@ -84,9 +84,13 @@ def test_every_fault_names_rules_and_says_what_is_wrong():
 
 
 def test_every_rule_of_every_oracle_has_a_fault():
-    """Some fault's regression shows it: an oracle that never speaks up is not known to work."""
+    """Some fault's regression shows it: an oracle that never speaks up is not known to work.
+
+    What needs several runs in other orders is shown in tests/fuzz_targets/test_harness.py.
+    """
     shown = {rule for name in FAULTS for rule in reported(regression(name))}
-    assert shown == KNOWN - OF_THE_EMULATOR
+    of_several_runs = {rule for rule in KNOWN if rule.startswith("order-independence/")}
+    assert shown == KNOWN - OF_THE_EMULATOR - of_several_runs
 
 
 def test_every_regression_of_the_corpus_with_a_fault_is_named_for_it():
