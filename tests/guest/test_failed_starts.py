@@ -74,7 +74,7 @@ def test_refused_allocations_have_sixteen_causes():
 
 
 def test_with_memory_at_address_zero_most_of_them_go_on():
-    """Where page 0 is mapped, four of 83 still fault; elsewhere what is in that page is taken for an answer."""
+    """Where page 0 is mapped, three of 83 still fault; elsewhere what is in that page is taken for an answer."""
     hostile = {"environment": "hostile", "switches": ("page-0-mapped",)}
     found, dangling = Counter(), set()
     for failure in ("AllocatePool -> EFI_OUT_OF_RESOURCES", "AllocatePages -> EFI_OUT_OF_RESOURCES"):
