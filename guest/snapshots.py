@@ -101,11 +101,14 @@ class _Ended(NamedTuple):
 class Snapshots:
     """Runs scenarios of the efi-image world. One run at a time; `close` ends all processes.
 
+    size     snapshots at most
+    depth    operations that one of them has done at most
     seconds  of processor time that the process of the last run took
     """
 
-    def __init__(self, size: int = SNAPSHOTS_MAX) -> None:
+    def __init__(self, size: int = SNAPSHOTS_MAX, depth: int = DEPTH_MAX) -> None:
         self.seconds = 0.0
+        self._depth = depth
         self._size = size
         self._lock = threading.Lock()
         self._root: _Root | None = None
@@ -140,7 +143,7 @@ class Snapshots:
         whole: Path_ = (
             Kitchen(scenario.design, scenario.images, counting),
             Beginning(replace(scenario, operations=(), order=order)),
-            *takewhile(lambda step: step.kind != "exit", scenario.operations[:-1][:DEPTH_MAX]),
+            *takewhile(lambda step: step.kind != "exit", scenario.operations[:-1][: self._depth]),
         )
         paths = [whole[: length + 1] for length in range(len(whole))]
         if len(self._seen) >= SEEN_MAX:

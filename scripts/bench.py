@@ -10,6 +10,8 @@
 with the mean operations and records of a scenario, the time of an operation and of a record, and where the time goes.
 Machines are shared and noisy: ratios are taken inside a round, and medians over the rounds.
 
+`scripts/bench --guest` measures real drivers (`guest_bench.py`), with ten runs for each round.
+
 `scripts/bench --feedback` fuzzes a fault that is six stages deep with and without feedback, over ten seeds.
 """
 
@@ -299,10 +301,21 @@ def main() -> None:
     parser.add_argument("--executions", type=int, default=3000, help="scenarios in each round (default 3000)")
     parser.add_argument("--feedback", action="store_true", help="the way to a deep fault with and without feedback")
     parser.add_argument("--seeds", type=int, default=10, help="seeds for --feedback (default 10)")
+    parser.add_argument("--guest", action="store_true", help="what one run of the shipped drivers costs")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         CHILDREN[options.child[0]](options.child[1:])
+    elif options.guest:
+        import guest_bench
+
+        from guest import ExtraMissing
+        from guest.image import ImageError
+
+        try:
+            guest_bench.main(options.rounds * 10)
+        except (ExtraMissing, ImageError) as error:
+            sys.exit(f"scripts/bench: {error}")
     elif options.feedback:
         feedback(options.seeds)
     else:
