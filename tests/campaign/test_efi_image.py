@@ -100,5 +100,5 @@ def test_own_images_are_recorded_in_what_a_run_leaves(tmp_path: Path) -> None:
     answer = answer_of(ended, 1)
     reproducer = Path(answer["findings"][0]["reproducer"])
     assert read_scenario(reproducer).images == (str(tmp_path / "XenBusDxe.efi"),)
-    replayed = ebsfuzz(tmp_path / "campaign-out", "replay", "--brief", str(reproducer))
+    replayed = ebsfuzz(Path("/"), "replay", "--brief", str(reproducer))
     assert replayed.stderr == ""
