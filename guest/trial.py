@@ -2,8 +2,8 @@
 
 The world is the one of `guest.world` with the real DevicePathDxe, HiiDatabase and EnglishDxe, where the firmware cache
 has them, and with these *controllers*, which the image's driver bindings are asked about one after another: the Xen
-platform device, a Xen bus, a Xen block device on the model's bus, and some PCI functions that are no more than their
-configuration space and registers that keep what is written to them.
+platform device, a Xen bus, a Xen block device on the model's bus, USB host controllers, and some PCI functions that are
+no more than their configuration space and registers that keep what is written to them.
 
 An image may turn in circles, use up all memory or make the emulator crash. So it is started in a process of its own
 (`try_image`), which gives itself a limit of processor time; what becomes of that process is part of the answer.
@@ -28,6 +28,7 @@ from guest import ExtraMissing, require
 from guest.image import Image, ImageError, open_image
 from guest.machine import GuestFault, Machine
 from guest.pci_io import PciIoInterface, xen_platform_device
+from guest.usb_controllers import ehci_controller, xhci_controller
 from guest.well_known import NAMES
 from guest.world import FIRMWARE, LIBRARY, GuestWorld
 from reference_impl.scenario import scenario
@@ -45,8 +46,6 @@ LIMIT_S = 60  # of processor time
 PATIENCE_S = 900  # of the clock on the wall, for a machine that does much else
 
 DEVICES = (
-    ("USB xHCI controller", 0x1B36, 0x000D, 0x0C0330),
-    ("USB EHCI controller", 0x8086, 0x24CD, 0x0C0320),
     ("USB UHCI controller", 0x8086, 0x7020, 0x0C0300),
     ("SATA AHCI controller", 0x8086, 0x2922, 0x010601),
     ("IDE controller", 0x8086, 0x7010, 0x010180),
@@ -238,7 +237,9 @@ class Bench:
         yield "Xen platform device", lambda: self._pci_device(xen_platform_device())
         yield "Xen bus", lambda: world._controller
         yield "Xen block device", self._block_device
-        for number, (name, vendor, device, class_code) in enumerate(DEVICES, 3):
+        yield "USB xHCI controller", lambda: self._pci_device(xhci_controller(3))
+        yield "USB EHCI controller", lambda: self._pci_device(ehci_controller(4))
+        for number, (name, vendor, device, class_code) in enumerate(DEVICES, 5):
             bars = {0: Bar(0xE000_0000 + (number << 20), 1 << 16), 4: Bar(0xC000 + (number << 8), 1 << 8, is_io=True)}
             function = PciFunction((0, 0, number, 0), vendor, device, class_code, bars)
             yield name, partial(self._pci_device, function)
