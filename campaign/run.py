@@ -343,9 +343,13 @@ class Campaign:
             self._began = time.monotonic()
             try:
                 self._fuzz()
-            finally:
-                self._end_workers(signal.SIGINT)
-                self._seconds = time.monotonic() - self._began
+            except BaseException:
+                # What they have made stays in their folders, for the next run.
+                for running in self._running:
+                    running.end(signal.SIGKILL)
+                raise
+            self._end_workers(signal.SIGINT)
+            self._seconds = time.monotonic() - self._began
             self._finish_triage(triage)
         finally:
             triage.kill()
@@ -567,6 +571,11 @@ class Campaign:
                 running.end(signal.SIGKILL)
                 self._take_over(running)
                 self._count_failure(running, f"a worker of {running.name} failed: {trouble}")
+            elif running.is_late(self.settings.timeout_s):
+                running.stopped = True
+                self._running.remove(running)
+                running.end(signal.SIGINT)
+                self._take_over(running)
             elif self.settings.guided and running.is_blind():
                 self._abort(f"the fuzzer is blind: {running.executions} executions gave no coverage feedback")
         self._take_answers()
@@ -703,7 +712,7 @@ class Campaign:
                 if other is not running and other.design == running.design:
                     other.live.hear_of(new)
         if running.initialised:
-            running.live.feed()
+            running.live.feed(int(running.rate / 2))  # half of its time
 
     def _store_figures(self, running: WorkerProcess, ended: str = "") -> None:
         names = ("seconds", "executions", "edges", "features", "corpus_size", "rss_mb", "rss_max_mb", "news")

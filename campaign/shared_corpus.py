@@ -25,8 +25,7 @@ from pathlib import Path
 from campaign.findings import write_atomically
 from fuzz_targets import codec
 
-FIRST_ENTRIES = 400  # that a worker begins with: a second or two
-ENTRIES_PER_FEED = 100  # that it gets while it runs, at each look of a second: half of what it runs in that time
+FIRST_ENTRIES = 200  # that a worker begins with: a second
 
 _NAME = re.compile(r"[0-9a-f]{40}")
 
@@ -106,9 +105,9 @@ class Live:
         folder.mkdir()
         self.feed(FIRST_ENTRIES)
 
-    def feed(self, count: int = ENTRIES_PER_FEED) -> None:
+    def feed(self, count: int) -> None:
         """Give the worker up to `count` of the entries that it does not have yet. Raises OSError."""
-        while self._waiting and count:
+        while self._waiting and count > 0:
             name = self._waiting.popleft()
             if name in self._known or name not in self.corpus.sizes:
                 continue

@@ -305,9 +305,10 @@ class Statistics:
             self._connection.execute("BEGIN")
 
     def close(self) -> None:
-        """Commit and let go."""
+        """Commit and let go. After a failed write there is nothing to commit."""
         try:
-            self.commit()
+            if self._connection.in_transaction:
+                self.commit()
         finally:
             self._connection.close()
 

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LOG = "log.txt"
 STOP_GRACE_S = 5  # for a worker that was told to stop
-OVERTIME_S = 20  # that a worker may take longer than its time and one execution: it starts, and reads its corpus
+OVERTIME_S = 20  # that a worker may take longer than its time and one execution, where it does not execute any more
+PATIENCE_S = 20  # the same for one that does: it is still at the corpus that it began with
 SILENCE_S = 60  # without an execution beyond the longest that one may take: a worker hangs outside of executions
 RUNS_BEFORE_FEEDBACK = 2000  # a fuzzer that has run so often without coverage is blind
 
@@ -156,11 +157,16 @@ class WorkerProcess:
         """Whether it runs and runs, and nothing of it is coverage."""
         return self.initialised and not self.edges and self.executions >= RUNS_BEFORE_FEEDBACK
 
+    def is_late(self, timeout_s: int) -> bool:
+        """Whether it goes on although its time has long been over. libFuzzer looks at the time after the first corpus."""
+        return self.seconds > self.assignment.seconds + timeout_s + PATIENCE_S
+
     def trouble(self, timeout_s: int, rss_limit_mb: int) -> str:
         """Why it has to be ended, in a few words; "" where it does not."""
-        if self.seconds > self.assignment.seconds + timeout_s + OVERTIME_S:
+        silence = time.monotonic() - self._executed_at
+        if self.seconds > self.assignment.seconds + timeout_s + OVERTIME_S and silence > timeout_s:
             return "it did not end in time and was killed"
-        if time.monotonic() - self._executed_at > timeout_s + SILENCE_S:
+        if silence > timeout_s + SILENCE_S:
             return "it hung and was killed"
         # libFuzzer has the same limit and says more about it, but a worker may run without libFuzzer.
         if self.rss_mb > rss_limit_mb * 5 // 4:
