@@ -4,7 +4,8 @@
 
 1. basics by hand: for each world the few scenarios that anybody would try first;
 2. of many generated ones (from a fixed seed) those whose traces together have the most features
-   (`fuzz_targets.guidance`). A scenario that adds nothing only slows a fuzzer down.
+   (`fuzz_targets.guidance`). A scenario that adds nothing only slows a fuzzer down;
+3. in the same way a few for the hostile environment, which runs in the conforming one leave out.
 
 Made again with `scripts/corpus`, after every change of the scenario language, the worlds or the features.
 """
@@ -94,6 +95,21 @@ def starting_scenarios(target: Target, candidates: int, seeds_max: int) -> Itera
     shown = [features.of(run_and_judge(made).trace) | _features_of_a_peer(made) for made in generated]
     for number, index in enumerate(sorted(_cover(shown, seen, seeds_max)), 1):
         yield f"generated-{number:03}", generated[index]
+    if target.world == "platform":
+        yield from _hostile_scenarios(target, candidates // 4, seeds_max // 5)
+
+
+def _hostile_scenarios(target: Target, candidates: int, seeds_max: int) -> Iterator[tuple[str, Scenario]]:
+    """Generated scenarios of the hostile environment that show different things; the others do not count here."""
+    random = Random(f"{SEED} {target.name} hostile")
+    generated = [
+        generate(random, target, random.choice(target.designs), environment="hostile") for _ in range(candidates)
+    ]
+    generated.sort(key=lambda made: (len(codec.encode(made)), codec.encode(made)))
+    features = Features()
+    shown = [features.of(run_and_judge(made).trace) for made in generated]
+    for number, index in enumerate(sorted(_cover(shown, set(), seeds_max)), 1):
+        yield f"hostile-{number:03}", generated[index]
 
 
 def _features_of_a_peer(made: Scenario) -> set[int]:

@@ -364,7 +364,8 @@ class Campaign:
     def _starting_corpus(self) -> list[bytes]:
         """The starting corpus as bytes. The corpus itself is only read, and in full before anything is written.
 
-        The project's own regressions of seeded faults are left out: they are the answers to what a run may be asked.
+        The project's own regressions of seeded faults and of the hostile environment are left out: they are the answers to
+        what a run may be asked. So are its hostile seeds where the environment is the conforming one.
         """
         corpus = self.settings.corpus
         if corpus is None:
@@ -383,7 +384,9 @@ class Campaign:
                     f"{path}: a scenario of the world {scenario.world!r}; "
                     f"the target {self._target.name} runs in {self._target.world!r}"
                 )
-            if not (corpus is None and scenario.fault and path.parent.name == "regressions"):
+            hostile = scenario.environment == "hostile"
+            answer = path.parent.name == "regressions" and (scenario.fault or hostile)
+            if corpus is not None or not (answer or (hostile and self.settings.environment == "conforming")):
                 inputs.append(codec.encode(scenario))
         return inputs
 

@@ -164,6 +164,21 @@ def test_the_repositorys_own_corpus_is_the_default(tmp_path: Path) -> None:
         )._starting_corpus()
 
 
+def test_hostile_seeds_are_for_the_hostile_environment(tmp_path: Path) -> None:
+    """There they come in addition, and the answers never do."""
+    own = {
+        environment: set(
+            Campaign(settings(tmp_path, corpus=None, environment=environment), lambda progress: None)._starting_corpus()
+        )
+        for environment in ("conforming", "hostile")
+    }
+    added = [codec.decode(data) for data in own["hostile"] - own["conforming"]]
+    assert own["conforming"] < own["hostile"]
+    assert {seed.environment for seed in added} == {"hostile"}
+    for path in (running.ROOT / "corpus" / "lifecycle" / "regressions").glob("reference-count-*.yaml"):
+        assert codec.encode(scenario_yaml.load(path.read_text(encoding="utf-8"), path.name)) not in own["hostile"]
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
