@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, Fault
+from reference_impl.faulty.fault import IN_SOME_ORDERS, NEVER_RESET, RESET_TOO_EARLY, Fault
 from reference_impl.trace import Kind
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
@@ -429,7 +429,7 @@ FAULTS: dict[str, Fault] = {
     "six-stage-chain": Fault(
         "a bus of the design reference-count that never resets the connection, after six stages that need one another",
         "",
-        NEVER_RESET,
+        (*NEVER_RESET, *IN_SOME_ORDERS),
         deep=True,
         design=_six_stages,
         bus=_SixStages,
@@ -445,7 +445,7 @@ FAULTS: dict[str, Fault] = {
     "one-exact-order": Fault(
         "a bus that resets the connection too early when four devices and it let go in one exact order",
         "ebs-order",
-        (*RESET_TOO_EARLY,),
+        (*RESET_TOO_EARLY, *IN_SOME_ORDERS),
         deep=True,
         design=_one_exact_order,
         bus=_OneExactOrder,
@@ -474,7 +474,7 @@ FAULTS: dict[str, Fault] = {
     "takes-turns": Fault(
         "a device whose notification keeps the TPL raised, after requests that went to two devices in turn",
         "tpl-not-restored",
-        ("tpl/not-restored",),
+        ("tpl/not-restored", *IN_SOME_ORDERS),
         deep=True,
         front_end=_TakesTurns,
     ),

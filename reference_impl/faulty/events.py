@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, Fault, changed
+from reference_impl.faulty.fault import IN_SOME_ORDERS, NEVER_RESET, RESET_TOO_EARLY, Fault, changed
 from reference_impl.uefi.boot_services import BootServices
 from reference_impl.uefi.definitions import (
     EVT_NOTIFY_SIGNAL,
@@ -288,7 +288,7 @@ FAULTS: dict[str, Fault] = {
     "handler-keeps-the-tpl": Fault(
         "a device's notification raises the TPL and returns without restoring it",
         "tpl-not-restored",
-        ("tpl/not-restored",),
+        ("tpl/not-restored", *IN_SOME_ORDERS),
         front_end=_KeepsTheLock,
     ),
     "handler-restores-too-high": Fault(
@@ -315,13 +315,13 @@ FAULTS: dict[str, Fault] = {
     "handler-nests": Fault(
         "a device's notification signals itself and lowers the TPL, so that it is notified again from inside",
         "recursive-dispatch",
-        ("waiting/nesting",),
+        ("waiting/nesting", *IN_SOME_ORDERS),
         front_end=_Nests,
     ),
     "handler-waits-for-a-timer": Fault(
         "a device's notification polls a timer, and timers are off",
         "ebs-dead-timer",
-        ("waiting/no-progress",),
+        ("waiting/no-progress", *IN_SOME_ORDERS),
         front_end=_WaitsForATimer,
     ),
     "handler-waits-too-high": Fault(

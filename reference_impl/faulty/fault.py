@@ -56,6 +56,9 @@ STILL_CONNECTED = (
 )
 """What may be reported where a device has not let go of its peer at the exit."""
 
+IN_SOME_ORDERS = ("order-independence/verdict-differs", "order-independence/state-differs")
+"""What may be reported besides where it hangs on the order of notifications what is wrong, or who does it."""
+
 NEVER_RESET = ("connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table")
 """What may be reported where the connection is not reset."""
 

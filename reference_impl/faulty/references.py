@@ -5,7 +5,7 @@ All of them are faults of the design `reference-count`, whatever the scenario's 
 
 from __future__ import annotations
 
-from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, Fault, changed
+from reference_impl.faulty.fault import IN_SOME_ORDERS, NEVER_RESET, RESET_TOO_EARLY, Fault, changed
 from reference_impl.uefi.status import EfiError
 from reference_impl.xenbus.designs import reference_count
 from reference_impl.xenbus.designs.base import Design, DeviceTeardown
@@ -89,11 +89,7 @@ FAULTS: dict[str, Fault] = {
     "handed-off-as-false": Fault(
         "a device's notification calls RemoveReference(FALSE), as its Stop does",
         "",
-        (
-            "connection-reset/missed-reset",
-            "hand-over/store",
-            "hand-over/grant-table",
-        ),
+        ("connection-reset/missed-reset", "hand-over/store", "hand-over/grant-table", *IN_SOME_ORDERS),
         design=_handed_off_as_false,
     ),
 }

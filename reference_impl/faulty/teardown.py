@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reference_impl.faulty.fault import NEVER_RESET, RESET_TOO_EARLY, STILL_CONNECTED, Fault, changed
+from reference_impl.faulty.fault import IN_SOME_ORDERS, NEVER_RESET, RESET_TOO_EARLY, STILL_CONNECTED, Fault, changed
 from reference_impl.uefi import guids
 from reference_impl.uefi.definitions import BOOT_SERVICES_DATA, TPL_NOTIFY
 from reference_impl.uefi.status import EfiError
@@ -185,6 +185,17 @@ class _PollsWithoutLimit(FrontEnd):
         super().forget()
 
 
+def _last_device_hurries(design: Design) -> Design:
+    right: Any = reference_count.Device
+
+    def _notify(self: DeviceTeardown, event: int, context: int) -> None:
+        if self.device.io.teardown.count == 1:
+            self.device.way_back = FrontEnd.way_back[:2]  # the reset will do the rest
+        right._notify(self, event, context)
+
+    return reference_count.DESIGN._replace(device=changed(right, _notify=_notify))
+
+
 def _logs_after_letting_go(design: Design) -> Design:
     right: Any = reference_count.Device
 
@@ -199,13 +210,13 @@ FAULTS: dict[str, Fault] = {
     "bus-forgets-reset": Fault(
         "the bus's notification never resets the connection",
         "ebs-left-live",
-        NEVER_RESET,
+        (*NEVER_RESET, *IN_SOME_ORDERS),
         design=_bus_forgets_reset,
     ),
     "bus-resets-twice": Fault(
         "the bus's notification resets the ring, and then again with all the rest",
         "",
-        ("connection-reset/double-reset",),
+        ("connection-reset/double-reset", *IN_SOME_ORDERS),
         design=_bus_resets_twice,
     ),
     "event-failure-ignored": Fault(
@@ -247,7 +258,7 @@ FAULTS: dict[str, Fault] = {
     "bus-resets-ring-only": Fault(
         "the bus's notification resets the ring and leaves the grant table in force",
         "ebs-left-live",
-        ("connection-reset/missed-reset", "hand-over/grant-table"),
+        ("connection-reset/missed-reset", "hand-over/grant-table", *IN_SOME_ORDERS),
         design=_bus_resets_ring_only,
     ),
     "bus-resets-grant-table-only": Fault(
@@ -259,7 +270,7 @@ FAULTS: dict[str, Fault] = {
     "bus-resets-whatever-the-count": Fault(
         "the bus's notification resets the connection although devices still need it, where it runs before theirs",
         "ebs-order",
-        RESET_TOO_EARLY,
+        (*RESET_TOO_EARLY, *IN_SOME_ORDERS),
         design=_bus_resets_whatever_the_count,
     ),
     "bus-resets-before-its-children": Fault(
@@ -312,7 +323,7 @@ FAULTS: dict[str, Fault] = {
     "handler-logs-after-letting-go": Fault(
         "a device's notification writes a log entry through the bus when it has given its reference back",
         "ebs-log-after-provider",
-        ("connection-reset/use-after-reset", "connection-reset/missed-reset", "hand-over/store"),
+        ("connection-reset/use-after-reset", "connection-reset/missed-reset", "hand-over/store", *IN_SOME_ORDERS),
         design=_logs_after_letting_go,
     ),
     "interrupt-handler-left": Fault(
@@ -320,5 +331,11 @@ FAULTS: dict[str, Fault] = {
         "service-after-exit",
         ("hand-over/service-after-exit",),
         front_end=_LeavesItsInterruptHandler,
+    ),
+    "last-device-hurries": Fault(
+        "the last device that lets go at the exit leaves its front end in Closed, as the reset comes anyway",
+        "ebs-order",
+        ("order-independence/state-differs",),
+        design=_last_device_hurries,
     ),
 }
