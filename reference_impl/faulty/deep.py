@@ -492,6 +492,7 @@ FAULTS: dict[str, Fault] = {
         (
             *("reference-count/unbalanced", "reference-count/underflow", "reference-count/leak"),
             *(*RESET_TOO_EARLY, "connection-reset/missed-reset", "hand-over/grant-table"),
+            *IN_SOME_ORDERS,
         ),
         deep=True,
         design=_counted,

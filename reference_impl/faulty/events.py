@@ -258,6 +258,7 @@ FAULTS: dict[str, Fault] = {
             *("event-lifetime/left-behind", "memory-ownership/use-after-free"),
             *("reference-count/underflow", "reference-count/unbalanced", "reference-count/leak"),
             *(*RESET_TOO_EARLY, "connection-reset/missed-reset", "hand-over/grant-table"),
+            *IN_SOME_ORDERS,
         ),
         design=_keeps_its_event,
     ),

@@ -62,13 +62,13 @@ FAULTS: dict[str, Fault] = {
     "reference-kept-by-failed-start": Fault(
         "a device's Start that fails at its last step leaves a reference behind",
         "start-leak-open",
-        ("reference-count/leak", "reference-count/unbalanced", *NEVER_RESET),
+        ("reference-count/leak", "reference-count/unbalanced", *NEVER_RESET, *IN_SOME_ORDERS),
         design=_kept_by_failed_start,
     ),
     "reference-kept-by-stop": Fault(
         "a device's Stop does not give its reference back",
         "",
-        ("reference-count/leak", "reference-count/unbalanced", *NEVER_RESET),
+        ("reference-count/leak", "reference-count/unbalanced", *NEVER_RESET, *IN_SOME_ORDERS),
         design=_kept_by_stop,
     ),
     "reference-given-back-twice": Fault(
@@ -77,13 +77,14 @@ FAULTS: dict[str, Fault] = {
         (
             *("reference-count/underflow", "reference-count/unbalanced", "reference-count/leak"),
             *(*RESET_TOO_EARLY, "connection-reset/missed-reset", "hand-over/grant-table"),
+            *IN_SOME_ORDERS,
         ),
         design=_given_back_twice,
     ),
     "reference-taken-twice": Fault(
         "a network device's Start takes two references",
         "",
-        ("reference-count/unbalanced", "reference-count/leak", *NEVER_RESET),
+        ("reference-count/unbalanced", "reference-count/leak", *NEVER_RESET, *IN_SOME_ORDERS),
         design=_taken_twice,
     ),
     "handed-off-as-false": Fault(
