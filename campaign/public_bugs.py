@@ -147,6 +147,7 @@ _RULES: dict[str, tuple[str, ...]] = {
     "event-lifetime/left-behind": ("event-leak-on-error",),
     "event-lifetime/notified-twice": ("ebs-repeated",),
     "tpl/not-restored": ("tpl-not-restored",),
+    "tpl/restore-raises": ("tpl-not-restored",),
     "tpl/raise-lowers": ("tpl-notify-calls-callback",),
     "tpl/too-high": ("tpl-notify-calls-callback",),
     "protocol-usage/left-open": ("start-leak-open",),
@@ -163,12 +164,15 @@ _RULES: dict[str, tuple[str, ...]] = {
     "start-stop/stop-during-exit": ("ebs-disconnect",),
     "memory-ownership/leak": ("reserved-page-leak", "start-leak-open"),
     "memory-ownership/use-after-free": ("use-after-free-stop",),
+    "memory-ownership/double-free": ("use-after-free-stop", "start-cleanup-order"),
     "waiting/no-progress": ("ebs-dead-timer",),
     "waiting/unbounded-poll": ("ebs-unbounded-poll", "hot-removal"),
+    "waiting/blocks-at-notify": ("tpl-notify-calls-callback",),
     "waiting/nesting": ("recursive-dispatch", "timer-preempts-start"),
     "order-independence/verdict-differs": ("ebs-order", "ebs-parent-first"),
     "order-independence/state-differs": ("ebs-order",),
     "guest-fault/null-pointer": ("alloc-unchecked",),
+    "guest-fault/access": ("use-after-free-stop",),
 }
 """Rule, "oracle/rule" → the bugs that it is like, the closest first."""
 

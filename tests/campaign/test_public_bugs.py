@@ -6,6 +6,7 @@ import re
 
 from campaign import public_bugs
 from campaign.public_bugs import BUGS, link_of, similar_to
+from oracles import RULES
 
 
 def test_a_rule_has_the_bugs_that_it_is_like():
@@ -21,6 +22,11 @@ def test_every_bug_is_told_and_every_id_is_known():
         assert re.fullmatch(r"[A-Za-z].*[^.]", bug.what)
         assert bug.places
     assert {name for names in public_bugs._RULES.values() for name in names} <= set(BUGS)
+
+
+def test_no_rule_is_misspelt() -> None:
+    """What the table says is about rules that an oracle has."""
+    assert set(public_bugs._RULES) <= {f"{oracle}/{rule}" for oracle, rules in RULES.items() for rule in rules}
 
 
 def test_places_lead_to_issues_and_commits():
