@@ -324,6 +324,8 @@ class Machine:
         self._blocks += 1
         if self._blocks >= SPIN_BLOCKS and self._error is None:
             self._blocks = 0
+            if self._fills(address):
+                return
             self._spins += 1
             self.left()
             try:
@@ -335,6 +337,11 @@ class Machine:
             finally:
                 self.entered()
             uc.emu_stop()
+
+    def _fills(self, address: int) -> bool:
+        """Whether a repeated string instruction stands there: it fills or copies memory, and each turn counts as a block."""
+        code = self.ram[address : address + 3]
+        return code[:1] in (b"\xf3", b"\xf2") and code[1 + (code[1] & 0xF0 == 0x40)] & 0xFE in (0xA4, 0xAA)
 
     def _on_translation(self, uc: Any, block: Any, before: Any, _: Any) -> None:
         self.blocks.add(block.pc)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from guest import ExtraMissing, require
+from guest.drivers import GuestFunction
 from guest.image import Image, ImageError, open_image
 from guest.machine import GuestFault, Machine
 from guest.pci_io import PciIoInterface, xen_platform_device
@@ -289,8 +290,8 @@ class Bench:
             if event.id in self._known_events:
                 continue
             self._known_events.add(event.id)
-            if group is not None and moment:
-                function = getattr(event.function, "__name__", "no function")
+            if group is not None and moment and isinstance(event.function, GuestFunction):
+                function = event.function.__name__
                 self._events.append(ExitEvent(group, f"TPL_{Tpl(event.tpl).name}", function, moment))
         return end
 

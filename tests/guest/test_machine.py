@@ -183,3 +183,23 @@ def test_pool_window_grows(convention):
     assert convention.call(put(convention, b"\x48\x8b\x01\xc3"), POOL_WINDOW + 16) == 5
     assert machine.is_mapped(POOL_WINDOW)
     assert not machine.is_mapped(POOL_WINDOW + (1 << 20))
+
+
+@pytest.mark.parametrize("instruction", [b"\xf3\xaa", b"\xf3\x48\xab", b"\xf3\xa4"], ids=["stosb", "stosq", "movsb"])
+def test_large_fill_is_no_dead_loop(monkeypatch, instruction):
+    """The emulator counts a block for each turn of rep; there is an end to it."""
+    monkeypatch.setattr("guest.machine.SPIN_BLOCKS", 10)
+    monkeypatch.setattr("guest.machine.SPINS_MAX", 2)
+    machine = Machine(counting=True)
+    try:
+        convention = CallingConvention(machine)
+        machine.map(PLACE, PAGE, READ | WRITE | EXECUTE)
+        machine.map_pool(POOL_WINDOW + 0x4000)
+        move = b"\x57\x56\x48\x89\xcf\x48\x89\xce\xb9\x00\x02\0\0\xb0\x55"  # rdi = rsi = rcx; 512 times
+        code = put(convention, move + instruction + b"\x5e\x5f\xc3")
+        convention.call(code, POOL_WINDOW)
+        loop = put(convention, b"\xb9\x00\x02\0\0\xff\xc9\x75\xfc\xc3", 64)  # dec ecx; jne
+        with pytest.raises(GuestFault, match="dead-loop"):
+            convention.call(loop)
+    finally:
+        machine.close()
