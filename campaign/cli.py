@@ -158,8 +158,13 @@ def run(
     ] = None,
     runs: Annotated[int | None, typer.Option(min=1, help="How many executions of each design.")] = None,
     timeout: Annotated[
-        str, typer.Option(metavar="DURATION", help="The longest that one execution may take; more is a failure.")
-    ] = "10s",
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="The longest that one execution may take; more is a failure. Without it 10s, for the target efi-image 120s.",
+            show_default=False,
+        ),
+    ] = None,
     rss_limit_mb: Annotated[
         int, typer.Option(min=64, help="The most memory that a worker may use, in MiB; more is a failure.")
     ] = 2048,
@@ -208,7 +213,7 @@ def run(
     A run goes on after a finding. Ctrl-C ends it with the summary; a second Ctrl-C does not wait for the minimizer.
     """
     max_time_s = None if max_time is None else _duration("--max-time", max_time)
-    timeout_s = _duration("--timeout", timeout)
+    timeout_s = None if timeout is None else _duration("--timeout", timeout)
 
     from campaign.findings import read_baseline
     from campaign.run import Campaign, Settings
@@ -246,7 +251,7 @@ def run(
         corpus=corpus,
         max_time_s=max_time_s,
         runs=runs,
-        timeout_s=timeout_s,
+        timeout_s=timeout_s or TARGETS[target].timeout_s,
         rss_limit_mb=rss_limit_mb,
         jobs=jobs,
         seed=seed,
@@ -496,9 +501,19 @@ def coverage(
     fail_under: Annotated[
         float | None, typer.Option(min=0, max=100, help="Exit with 1 when lines or branches have fewer percents.")
     ] = None,
+    blocks: Annotated[
+        bool,
+        typer.Option(
+            "--blocks", help="Instead of all that, the basic blocks of real images that a corpus of efi-image runs."
+        ),
+    ] = False,
     output_format: Annotated[Format, _FORMAT] = Format.TEXT,
 ) -> int:
     """Lines and branches of the model and the oracles, and behaviour, that a corpus covers, by replay."""
+    if blocks:
+        if html or xml or lcov or json_file or against or fail_under is not None:
+            raise UsageProblem("--blocks: goes with --format alone; --html, --xml and so on are about the model")
+        return _print_blocks(corpora or [], output_format)
     from campaign import coverage as covering
     from campaign.measurement import behaviour_lines, difference_lines
 
@@ -530,6 +545,19 @@ def coverage(
             }
         )
     return Exit.NOTHING_FOUND if result.enough else Exit.FINDINGS
+
+
+def _print_blocks(corpora: list[Path], output_format: Format) -> Exit:
+    from campaign.block_coverage import block_coverage
+
+    found = block_coverage(corpora)
+    for_people = sys.stderr if output_format is Format.JSON else sys.stdout
+    for image, offsets in found.blocks.items():
+        print(f"{image:<20} {len(offsets):>6,} basic blocks", file=for_people)
+    print(f"{found.scenarios} scenarios", file=for_people)
+    if output_format is Format.JSON:
+        _print_json({"scenarios": found.scenarios, "blocks": found.blocks})
+    return Exit.NOTHING_FOUND
 
 
 @app.command()

@@ -32,8 +32,8 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 SEED = 20240501
 # How many are generated for each target, by its world, and how many of them are kept.
-CANDIDATES = {"platform": 2000, "core": 20000, "ring": 4000, "efi-image": 400}
-SEEDS_MAX = {"platform": 120, "core": 240, "ring": 120, "efi-image": 60}
+CANDIDATES = {"platform": 2000, "core": 20000, "ring": 4000, "efi-image": 200}
+SEEDS_MAX = {"platform": 120, "core": 240, "ring": 120, "efi-image": 16}
 
 _CONNECT, _EXIT, _STALE = operation("connect"), operation("exit"), operation("exit", map_key="stale")
 

@@ -26,6 +26,7 @@ class Target:
     profile      what its generated scenarios look like
     designs      which teardown designs it can be run with; only "" in a world that has none
     arguments    options of libFuzzer that it has by itself
+    timeout_s    the longest that one execution may take, on the wall, where nobody says otherwise
     mutates      whether inputs are mutated; without it every input is generated anew
     known        (design, beginning of a signature): findings that are expected, so that its program goes on after them
     shuffles     whether each scenario also runs in other orders of notifications, to compare what becomes of it
@@ -38,6 +39,7 @@ class Target:
     profile: Profile
     designs: tuple[str, ...]
     arguments: tuple[str, ...] = ()
+    timeout_s: int = 10
     mutates: bool = True
     known: tuple[tuple[str, str], ...] = ()
     shuffles: bool = False
@@ -110,6 +112,7 @@ TARGETS: dict[str, Target] = {
             "efi-image",
             PROFILES["efi_image"],
             designs_of("efi-image"),
+            timeout_s=120,  # the processes of runs have limits of their own, in processor time (`guest.snapshots`)
         ),
         Target(
             "smoke",

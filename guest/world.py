@@ -82,10 +82,13 @@ def open_drivers(design: str = "shipped", images: tuple[str, ...] = ()) -> dict[
     return drivers | {f"image-{index}": image for index, image in enumerate(own.values())}
 
 
-def run(scenario: Scenario, drivers: Mapping[str, Image] | None = None) -> Trace:
+def run(scenario: Scenario, drivers: Mapping[str, Image] | None = None, *, tracing: bool = False) -> Trace:
     """Run `scenario` in a new world. The same scenario and the same images give the same trace.
 
-    `drivers` instead of those that the scenario names. Raises CannotStart, and what `open_drivers` raises.
+    drivers  instead of those that the scenario names
+    tracing  the trace has the basic blocks that ran
+
+    Raises CannotStart, and what `open_drivers` raises.
 
     Where a backend takes its time, the guest turns in loops without calling anything, and only a machine that counts
     knows how to go on. Elsewhere counting costs as much as all the rest, so the run is repeated with it where it is
@@ -94,9 +97,12 @@ def run(scenario: Scenario, drivers: Mapping[str, Image] | None = None) -> Trace
     if drivers is None:
         drivers = open_drivers(scenario.design, scenario.images)
     for counting in (needs_counting(scenario), True):
-        machine = Machine(counting)
+        machine = Machine(counting, tracing=tracing)
         try:
-            return GuestWorld(scenario, drivers, machine).run()
+            world = GuestWorld(scenario, drivers, machine)
+            trace = world.run()
+            trace.blocks = world.images.places(machine.blocks)
+            return trace
         except NotCountedError:
             continue
         finally:
