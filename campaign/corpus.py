@@ -149,8 +149,6 @@ def basic_scenarios(target: Target) -> Iterator[tuple[str, Scenario]]:
     if target.world in MACHINES:
         for design in target.designs:
             yield from _machine_basics(target.world, design)
-            if target.world == "platform":
-                yield from _fault_basics(design)
     elif target.world == "core":
         services = [operation("call", service=name) for name in ("CreateEvent", "AllocatePool", "RaiseTPL")]
         yield "calls-and-exit", scenario(world="core", operations=(*services, _EXIT))
@@ -162,23 +160,6 @@ def basic_scenarios(target: Target) -> Iterator[tuple[str, Scenario]]:
         for what in answers:
             steps = (operation("answer", what=what), operation("ask"))
             yield f"answer-{what}", scenario(world="ring", operations=steps)
-
-
-def _fault_basics(design: str) -> Iterator[tuple[str, Scenario]]:
-    """Each seeded fault, in the shortest scenarios in which most of them show."""
-    devices = ("block", "network")
-    for fault in FAULTS:
-        for title, steps in (
-            ("exit", (_CONNECT, _EXIT)),
-            (
-                "restart",
-                (operation("fail", nth=3), _CONNECT, _CONNECT, operation("disconnect", child="child-0"), _EXIT),
-            ),
-        ):
-            yield (
-                f"{design}-fault-{fault}-{title}",
-                scenario(design=design, fault=fault, devices=devices, operations=steps),
-            )
 
 
 def _machine_basics(world: str, design: str) -> Iterator[tuple[str, Scenario]]:
