@@ -51,6 +51,7 @@ from fuzz_targets import codec
 from fuzz_targets.input_files import InputError, read_scenario
 from fuzz_targets.mutator import Mutator
 from fuzz_targets.registry import TARGETS
+from reference_impl.scenario import Scenario
 
 WORKER_COMMAND = (sys.executable, "-m", "campaign.worker")
 
@@ -365,7 +366,8 @@ class Campaign:
         """The starting corpus as bytes. The corpus itself is only read, and in full before anything is written.
 
         The project's own regressions of seeded faults and of the hostile environment are left out: they are the answers to
-        what a run may be asked. So are its hostile seeds where the environment is the conforming one.
+        what a run may be asked. So are its hostile seeds where the environment is the conforming one, and whatever differs
+        from an earlier one only in what every input of a campaign gets anyway: design, fault and images.
         """
         corpus = self.settings.corpus
         if corpus is None:
@@ -373,7 +375,7 @@ class Campaign:
             paths = _scenarios_in(place for place in (own / "seeds", own / "regressions") if place.is_dir())
         else:
             paths = _scenarios_in([corpus])
-        inputs: list[bytes] = []
+        inputs: dict[Scenario, bytes] = {}
         for path in paths:
             try:
                 scenario = read_scenario(path)
@@ -387,8 +389,8 @@ class Campaign:
             hostile = scenario.environment == "hostile"
             answer = path.parent.name == "regressions" and (scenario.fault or hostile)
             if corpus is not None or not (answer or (hostile and self.settings.environment == "conforming")):
-                inputs.append(codec.encode(scenario))
-        return inputs
+                inputs.setdefault(replace(scenario, design="", fault="", images=()), codec.encode(scenario))
+        return list(inputs.values())
 
     def _begin_session(self) -> tuple[Session, ...]:
         """Read what is there; the earlier sessions that did not come to their end, so that this one goes on with them."""

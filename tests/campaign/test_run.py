@@ -149,10 +149,20 @@ def test_a_corpus_is_read_in_both_forms_and_never_written(tmp_path: Path) -> Non
     (corpus / ".gitkeep").write_bytes(b"")
     campaign = Campaign(settings(tmp_path, corpus=corpus), lambda progress: None)
     encoded = codec.encode(made)
-    assert sorted(campaign._starting_corpus()) == sorted([encoded, encoded, codec.encode(codec.decode(b""))])
+    assert sorted(campaign._starting_corpus()) == sorted([encoded, codec.encode(codec.decode(b""))])
     before = sorted(corpus.rglob("*"))
     run_with("finds", settings(tmp_path, corpus=corpus))
     assert sorted(corpus.rglob("*")) == before
+
+
+def test_inputs_that_a_campaign_makes_the_same_are_run_once(tmp_path: Path) -> None:
+    """Design and fault are what it says, whatever an input has."""
+    (tmp_path / "corpus").mkdir()
+    for design in DESIGNS:
+        made = scenario(design=design, fault="bus-resets-twice", operations=(operation("exit"),))
+        (tmp_path / "corpus" / f"{design}.yaml").write_text(scenario_yaml.dump(made))
+    campaign = Campaign(settings(tmp_path, corpus=tmp_path / "corpus"), lambda progress: None)
+    assert len(campaign._starting_corpus()) == 1
 
 
 def test_the_repositorys_own_corpus_is_the_default(tmp_path: Path) -> None:
