@@ -52,7 +52,7 @@ ARCHIVE_SHARE = 0.4
 """How often the input to be changed comes from the archive of states instead of from libFuzzer's corpus."""
 
 SWITCH_SHARE = 0.06
-"""How often a change of a hostile scenario turns a switch on or off."""
+"""How often a hostile scenario has a switch turned on or off before it is changed."""
 
 GENERATE_SHARE = 0.1
 """How often a mutation is a wholly new scenario."""
@@ -61,14 +61,18 @@ GENERATE_SHARE = 0.1
 # ---- scenarios ----------------------------------------------------------------------------------------------------
 
 
-def mutate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
-    """A scenario near to `scenario`: one change most often, up to five. World, design, environment and fault stay."""
+def mutate(scenario: Scenario, rng: Random, target: Target, switches: tuple[str, ...] = tuple(SWITCHES)) -> Scenario:
+    """A scenario near to `scenario`: one change most often, up to five. World, design, environment and fault stay.
+
+    In the hostile environment one of `switches` goes on or off now and then; one goes on where none is, as in the seeds of
+    the conforming environment.
+    """
+    if scenario.environment == "hostile" and (not scenario.switches or rng.random() < SWITCH_SHARE):
+        scenario = _switched(scenario, rng, switches)
     for _ in range(5):
         # Insertion and mixture make scenarios longer all the time; a long one runs slowly and says little more.
         long = len(scenario.operations) > LENGTH_LIKED and rng.random() < 0.5
         change = _delete if long else rng.choices(_CHANGES, _WEIGHTS)[0]
-        if scenario.environment == "hostile" and rng.random() < SWITCH_SHARE:
-            change = _switches
         scenario = change(scenario, rng, target)
         if rng.random() < 0.75:
             break
@@ -188,9 +192,9 @@ def _reconnection(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     return replace(scenario, reconnection=not scenario.reconnection)
 
 
-def _switches(scenario: Scenario, rng: Random, target: Target) -> Scenario:
+def _switched(scenario: Scenario, rng: Random, switches: tuple[str, ...]) -> Scenario:
     """One switch of the hostile environment, on or off. What it permits comes with it."""
-    name = rng.choice(tuple(SWITCHES))
+    name = rng.choice(switches)
     if name in scenario.switches:
         return replace(scenario, switches=tuple(other for other in scenario.switches if other != name))
     scenario = replace(scenario, switches=tuple(sorted((*scenario.switches, name))))
@@ -332,7 +336,7 @@ class Mutator:
         if self.archive is not None and rng.random() < ARCHIVE_SHARE:
             kept = self.archive.choose(rng)
             scenario = scenario if kept is None else self.pinned(codec.decode(kept))
-        return fitted(shortened(mutate(scenario, rng, target), rng), max_size)
+        return fitted(shortened(mutate(scenario, rng, target, self.switches), rng), max_size)
 
     def crossed(self, first: bytes, second: bytes, max_size: int, seed: int) -> bytes:
         """What `custom_crossover` gives; raises what goes wrong."""
@@ -343,7 +347,7 @@ class Mutator:
             return self.mutated(first, max_size, rng.getrandbits(32))
         scenario = crossover(self.pinned(codec.decode(first)), codec.decode(second), rng)
         if rng.random() < 0.5:
-            scenario = mutate(scenario, rng, self.target)
+            scenario = mutate(scenario, rng, self.target, self.switches)
         return fitted(shortened(scenario, rng), max_size)
 
     def generated(self, seed: int) -> bytes:

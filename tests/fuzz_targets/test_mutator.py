@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from fuzz_targets.generator import generate
 from fuzz_targets.guidance import Archive
 from fuzz_targets.mutator import LENGTH_LIKED, LENGTH_MAX, Mutator, crossover, fitted, mutate
 from fuzz_targets.registry import TARGETS, Target
-from reference_impl.scenario import MAX_OPERATIONS, Scenario, operation, scenario
+from reference_impl.scenario import MAX_OPERATIONS, Scenario, operation, scenario, switches_needed
 from tests.fuzz_targets.scenarios import checked, scenarios
 
 WORLD_TARGETS = [
@@ -246,3 +247,29 @@ def test_what_is_mutated_or_crossed_stays_short(monkeypatch):
     for seed in range(300):
         assert len(codec.decode(changes.mutated(long, 4096, seed)).operations) <= LENGTH_MAX
         assert len(codec.decode(changes.crossed(long, long, 4096, seed)).operations) <= LENGTH_MAX
+
+
+def test_switches_of_a_hostile_scenario_go_on_and_off() -> None:
+    """What a new one permits comes with it; a conforming scenario never gets one, and none comes that was not asked for."""
+    conforming = mutate(MADE, random.Random(1), LIFECYCLE)
+    assert conforming.switches == ()
+    bare = replace(MADE, environment="hostile")
+    asked = ("silent-peers", "third-party-stops", "timer-ticks")
+    mutants = [checked(mutate(bare, random.Random(seed), LIFECYCLE, asked)) for seed in range(60)]
+    assert {mutant.switches for mutant in mutants} == {(name,) for name in asked}
+    assert any(switches_needed(step) for mutant in mutants for step in mutant.operations)
+    dressed = replace(bare, switches=asked)
+    assert len({mutate(dressed, random.Random(seed), LIFECYCLE, asked).switches for seed in range(600)}) == 4
+
+
+def test_a_campaign_fixes_the_environment_and_its_switches() -> None:
+    """Whatever the bytes say; without a word of the campaign, the bytes decide."""
+    hostile = replace(MADE, environment="hostile", switches=("silent-peers", "timer-ticks"))
+    assert Mutator(LIFECYCLE).pinned(hostile) == hostile
+    assert Mutator(LIFECYCLE, environment="conforming").pinned(hostile) == MADE
+    some = Mutator(LIFECYCLE, environment="hostile", switches=("timer-ticks",))
+    assert some.pinned(hostile).switches == ("timer-ticks",)
+    assert some.pinned(MADE).environment == "hostile"
+    for seed in range(50):
+        made = codec.decode(some.custom_mutator(codec.encode(MADE), 4096, seed))
+        assert (made.environment, made.switches) in (("hostile", ("timer-ticks",)), ("hostile", ()))
