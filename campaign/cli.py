@@ -391,7 +391,17 @@ def replay(
 
 @app.command()
 def minimize(
-    path: Annotated[Path, typer.Argument(help="Reproducer, scenario (.yaml) or raw input (.bin).", show_default=False)],
+    path: Annotated[
+        Path | None, typer.Argument(help="Reproducer, scenario (.yaml) or raw input (.bin).", show_default=False)
+    ] = None,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead of one scenario, a folder of them: delete those that fuzzing does not need, because the others "
+            "reach everything that they reach.",
+        ),
+    ] = None,
     signature: Annotated[
         str | None,
         typer.Option(help="The finding to keep. Without it a reproducer's own, or the first that the run has."),
@@ -402,6 +412,11 @@ def minimize(
     output_format: Annotated[Format, _FORMAT] = Format.TEXT,
 ) -> int:
     """Make a scenario as small as it can be with the same finding: nothing more can be taken away from it."""
+    if (path is None) == (corpus is None):
+        raise UsageProblem("minimize: give a PATH, or a folder with --corpus")
+    if corpus is not None:
+        return _minimize_corpus(corpus, output_format)
+    assert path is not None
     from campaign import minimize as minimizing
     from campaign.reproducer import is_reproducer, read_verdict
     from fuzz_targets import scenario_yaml
@@ -437,6 +452,27 @@ def minimize(
         _print_json({"path": str(path), "signature": wanted, "operations": len(smallest.operations), "scenario": text})
     elif out is None:
         print(text, end="")
+    return Exit.NOTHING_FOUND
+
+
+def _minimize_corpus(folder: Path, output_format: Format) -> int:
+    from campaign.campaign_folder import campaign_around, is_running
+    from campaign.minimize_corpus import WeakerCorpus
+    from campaign.minimize_corpus import minimize as minimize_corpus
+
+    campaign = campaign_around(folder)
+    if campaign is not None and is_running(campaign):
+        raise UsageProblem(f"{folder}: a campaign runs on it, which keeps it small by itself")
+    try:
+        kept, superfluous = minimize_corpus(folder)
+    except WeakerCorpus as problem:
+        raise CampaignFailure(str(problem)) from None
+    for entry in superfluous:
+        entry.unlink()
+    before = len(kept) + len(superfluous)
+    print(f"{folder}: {before} scenarios before, {len(kept)} now", file=sys.stderr)
+    if output_format is Format.JSON:
+        _print_json({"path": str(folder), "before": before, "kept": len(kept)})
     return Exit.NOTHING_FOUND
 
 

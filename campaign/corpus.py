@@ -93,7 +93,7 @@ def starting_scenarios(target: Target, candidates: int, seeds_max: int) -> Itera
     # By length in bytes: what a short scenario shows needs no long one. The bytes themselves decide between equals.
     generated.sort(key=lambda made: (len(codec.encode(made)), codec.encode(made)))
     shown = [features.of(run_and_judge(made).trace) | _features_of_a_peer(made) for made in generated]
-    for number, index in enumerate(sorted(_cover(shown, seen, seeds_max)), 1):
+    for number, index in enumerate(sorted(cover(shown, seen, seeds_max)), 1):
         yield f"generated-{number:03}", generated[index]
     if target.world == "platform":
         yield from _hostile_scenarios(target, candidates // 4, seeds_max // 5)
@@ -120,7 +120,7 @@ def _features_of_a_peer(made: Scenario) -> set[int]:
     return {feature("peer", *pair) for pair in pairwise(steps)}
 
 
-def _cover(shown: list[set[int]], seen: set[int], count_max: int) -> list[int]:
+def cover(shown: list[set[int]], seen: set[int], count_max: int) -> list[int]:
     """Which sets to keep so that as much as possible is shown: always the one that adds most, the first among equals.
 
     What a set adds only ever gets less. So the heap need not be kept right, only checked at its top.

@@ -39,6 +39,7 @@ from campaign import campaign_folder, worker
 from campaign.campaign_folder import CampaignFolder
 from campaign.exit_status import Exit, UsageProblem
 from campaign.findings import FindingRecord, WorkerFolder
+from campaign.minimize_corpus import CorpusMinimizer
 from campaign.replay import scenarios_at
 from campaign.reproducer import SCENARIO_BYTES
 from campaign.schedule import Assignment, Schedule
@@ -63,6 +64,8 @@ ANOTHER_LOOK_S = (
 )
 MINIMIZE_AFTER_END_S = 120  # for getting findings smaller when the workers have ended
 MINIMIZE_AFTER_STOP_S = 5  # the same after Ctrl-C
+MINIMIZE_CORPUS_FROM = 1000  # entries of a design
+MINIMIZE_CORPUS_S = 300  # that have to be left for it
 ORPHAN_S = 10  # for a worker of a run that was killed to be gone
 
 FAILURES_IN_A_ROW = 5  # after which a design is given up; a worker that ran more than this begins a new row:
@@ -290,6 +293,9 @@ class Campaign:
         self._jobs = settings.jobs or len(settings.designs)
         self._running: list[WorkerProcess] = []
         self._figures = {design: DesignFigures(design) for design in settings.designs}  # of workers that have ended
+        self._minimizers: list[CorpusMinimizer] = []
+        self._grown = dict.fromkeys(settings.designs, MINIMIZE_CORPUS_FROM)  # entries from which a corpus is minimized
+        self._started_here = 0  # workers in this session
         self._started = Counter[str]()  # workers of each design, in all sessions
         self._in_a_row = Counter[str]()  # failures of each design
         self._failures = Counter[str]()
@@ -511,13 +517,44 @@ class Campaign:
 
     def _fuzz(self) -> None:
         while not self._stops and not self._aborted:
-            while len(self._running) < self._jobs and (assignment := self._schedule.next(self._elapsed())):
-                self._start(assignment)
-            if not self._running:
+            while len(self._running) + len(self._minimizers) < self._jobs:
+                if not self._minimize_a_corpus():
+                    assignment = self._schedule.next(self._elapsed())
+                    if assignment is None:
+                        break
+                    self._start(assignment)
+            if not self._running and not self._minimizers:
                 return
             time.sleep(LOOK_S)
             self._look()
             self._report(self._progress())
+
+    def _minimize_a_corpus(self) -> bool:
+        """Have a corpus made small that has grown, in the place of a worker; whether there is one.
+
+        Not at the beginning of a session, nor at its end: that time is for fuzzing.
+        """
+        rest = self._schedule.seconds
+        if self._started_here < self._jobs or (rest is not None and rest - self._elapsed() < MINIMIZE_CORPUS_S):
+            return False
+        for design, corpus in self._corpora.items():
+            if len(corpus.sizes) >= self._grown[design] and not any(one.design == design for one in self._minimizers):
+                self._minimizers.append(CorpusMinimizer(design, corpus.folder))
+                return True
+        return False
+
+    def _take_minimized(self) -> None:
+        """Take out of each corpus what is not needed in it."""
+        for one in list(self._minimizers):
+            superfluous = one.answer()
+            if superfluous is None:
+                continue
+            self._minimizers.remove(one)
+            corpus = self._corpora[one.design]
+            before = len(corpus.sizes)
+            corpus.remove(superfluous)
+            self._grown[one.design] = max(MINIMIZE_CORPUS_FROM, 2 * len(corpus.sizes))
+            self._note("corpus", one.design, f"{before:,} entries before, {len(corpus.sizes):,} now")
 
     def _elapsed(self) -> float:
         return self._seconds or (time.monotonic() - self._began if self._began else 0.0)
@@ -531,6 +568,7 @@ class Campaign:
         name = f"{design or settings.target}-{self._started.total() + 1:06}"
         number = self._statistics.add_worker(design, name)
         self._started[design] += 1
+        self._started_here += 1
         self._statistics.commit()
         folder = self._folder.workers / name
         folder.mkdir()
@@ -550,6 +588,7 @@ class Campaign:
             timeout_s=settings.timeout_s,
             rss_limit_mb=settings.rss_limit_mb,
             guided=settings.guided,
+            fresh=self._started[design] == 1,
         )
         command = [*self._command, msgspec.json.encode(config).decode()]
         self._running.append(WorkerProcess(number, assignment, WorkerFolder(folder), live, command))
@@ -586,6 +625,7 @@ class Campaign:
         self._take_answers()
         if watch:
             self._next_watch = now + WATCH_S
+            self._take_minimized()
             for running in self._running:
                 self._store_figures(running)
             self._statistics.update_session(now)
@@ -820,6 +860,9 @@ class Campaign:
         for running in self._running:
             running.stopped = True
             running.signal(number)
+        for minimizer in self._minimizers:
+            minimizer.kill()
+        self._minimizers.clear()
         while self._running:
             running = self._running.pop()
             running.end(number)

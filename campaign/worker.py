@@ -57,6 +57,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     timeout_s      the longest that one execution may take
     rss_limit_mb   the most memory that the process may use, in MiB
     guided         False: weighted random scenarios, without atheris
+    fresh          whether nobody has fuzzed the design in this campaign before: then generated scenarios come first
     """
 
     target: str
@@ -73,6 +74,7 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     timeout_s: int
     rss_limit_mb: int
     guided: bool
+    fresh: bool
 
 
 def main() -> NoReturn:
@@ -130,10 +132,6 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
         arguments.append(f"-max_total_time={config.seconds}")
     if config.runs is not None:
         arguments.append(f"-runs={config.runs}")
-    beginning = None
-    if not any(Path(config.corpus).iterdir()):  # a corpus that is there is a better beginning
-        beginning = Path(config.folder, "beginning")
-        beginning.mkdir()
     try:
         engine.fuzz(
             config.target,
@@ -144,7 +142,7 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
             switches=config.switches,
             arguments=[*arguments, config.corpus],
             on_verdict=on_verdict,
-            beginning=beginning,
+            beginning=Path(config.corpus) if config.fresh else None,
         )
     except engine.EngineMissing as error:
         _give_up(EXIT_NO_ENGINE, str(error))

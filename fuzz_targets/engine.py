@@ -11,6 +11,7 @@ the fuzzer is blind; `EBSFUZZ_GUIDANCE=none` the state features alone.
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib
 import os
 import pkgutil
@@ -134,7 +135,8 @@ class Run:
             runs = _number(given, "-runs", -1)
             count = self.target.profile.beginning if runs < 0 else min(self.target.profile.beginning, runs // 2)
             self._begin(beginning, count, _number(given, "-seed", secrets.randbits(32)))
-            given.append(str(beginning))
+            if str(beginning) not in given:
+                given.append(str(beginning))
             if runs >= 0:
                 given.append(f"-runs={runs - count}")
         own_ways = {"custom_mutator": self.mutator.custom_mutator, "custom_crossover": self.mutator.custom_crossover}
@@ -154,7 +156,8 @@ class Run:
         for number in range(count):
             data = self.mutator.generated(seed + number)
             if self._run(data, lambda counter: None):
-                (folder / f"{number:06}.bin").write_bytes(data)
+                # Named as libFuzzer names what it keeps: the folder may be that of its own corpus.
+                (folder / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
 
     def one_input(self, data: bytes) -> None:
         """Run one input. Everything that is raised here is a crash to libFuzzer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from campaign import corpus
-from campaign.corpus import _cover, basic_scenarios, make_starting_corpus
+from campaign.corpus import basic_scenarios, cover, make_starting_corpus
 from fuzz_targets import scenario_yaml
 from fuzz_targets.guidance import Features
 from fuzz_targets.harness import run_and_judge
@@ -59,10 +59,10 @@ def test_basics_run_in_the_targets_world(name):
 def test_what_is_kept_adds_most_first():
     """Of equals the first; nothing that adds nothing; no more than asked for."""
     shown = [{1}, {1, 2}, {3, 4, 5}, {3, 4}, {2, 1}, {6}]
-    assert _cover(shown, set(), 9) == [2, 1, 5]
-    assert _cover(shown, set(), 2) == [2, 1]
-    assert _cover(shown, {3, 4, 5}, 9) == [1, 5]
-    assert _cover([], set(), 9) == []
+    assert cover(shown, set(), 9) == [2, 1, 5]
+    assert cover(shown, set(), 2) == [2, 1]
+    assert cover(shown, {3, 4, 5}, 9) == [1, 5]
+    assert cover([], set(), 9) == []
 
 
 def test_a_peer_counts_by_what_it_is_asked_and_answers():

@@ -538,3 +538,25 @@ def test_progress_goes_into_the_statistics_and_into_a_file(tmp_path: Path) -> No
     log = (wanted.out / "log.txt").read_text()
     assert f"finding: disconnect: {ALLOCATES}" in log
     assert "session: done after" in log
+
+
+def test_a_long_campaign_keeps_its_corpus_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two workers, once the corpus has grown."""
+    monkeypatch.setattr(running, "MINIMIZE_CORPUS_FROM", 2)
+    wanted = settings(tmp_path, runs=1)
+    run_with("finds", wanted)
+    corpus = wanted.out / "corpus/lifecycle/disconnect"
+    for steps in ((), (operation("time"),)):
+        data = codec.encode(scenario(design="disconnect", devices=("block",), operations=steps))
+        (corpus / name_of(data)).write_bytes(data)
+
+    def stop_when_it_is_small(progress: Progress) -> None:
+        if "entries before" in " ".join(progress.news):
+            campaign.stop()
+
+    wanted = settings(tmp_path, runs=None, max_time_s=3600)
+    campaign = Campaign(wanted, stop_when_it_is_small, (sys.executable, FAKE, "killed"))
+    campaign.run()
+    left = len(list(corpus.iterdir()))
+    assert 0 < left < 3
+    assert f"corpus: disconnect: 3 entries before, {left} now" in (wanted.out / "log.txt").read_text()
