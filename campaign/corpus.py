@@ -108,7 +108,7 @@ def _hostile_scenarios(target: Target, candidates: int, seeds_max: int) -> Itera
     generated.sort(key=lambda made: (len(codec.encode(made)), codec.encode(made)))
     features = Features()
     shown = [features.of(run_and_judge(made).trace) for made in generated]
-    for number, index in enumerate(sorted(_cover(shown, set(), seeds_max)), 1):
+    for number, index in enumerate(sorted(cover(shown, set(), seeds_max)), 1):
         yield f"hostile-{number:03}", generated[index]
 
 

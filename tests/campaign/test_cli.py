@@ -158,7 +158,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
         ("replay missing", "missing: no such file"),
         ("replay failing.yaml missing.bin", "missing.bin: no such file"),
         ("replay empty", "empty: a folder with no scenario"),
-        ("minimize", "path"),
+        ("minimize", "PATH"),
         ("minimize empty", "empty: a folder without scenario.yaml"),
         ("minimize quiet.bin", "quiet.bin: no oracle finds anything in it"),
         ("minimize failing.yaml --signature a/b/c/d", "--signature: unknown 'a/b/c/d'"),
