@@ -1,0 +1,167 @@
+"""What a closed event is, whose a repeated notification is, and how it is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from oracles.event_lifetime import check
+from reference_impl.trace import Kind
+from reference_impl.uefi import guids
+from reference_impl.uefi.definitions import EVT_NOTIFY_SIGNAL, EVT_TIMER
+from reference_impl.uefi.status import EfiStatus
+from tests.oracles.stories import BLOCK, BUS, EVENT, LOADER, Story
+
+EXIT_GROUP = guids.EVENT_GROUP_EXIT_BOOT_SERVICES
+BEFORE_GROUP = guids.EVENT_GROUP_BEFORE_EXIT_BOOT_SERVICES
+REFUSED = EfiStatus.INVALID_PARAMETER
+
+
+@pytest.mark.parametrize("service", ["SignalEvent", "CheckEvent", "SetTimer", "WaitForEvent", "RegisterProtocolNotify"])
+def test_no_service_may_take_a_closed_event(service: str) -> None:
+    """Wherever the event stands among the arguments; before it was closed it may."""
+    story = Story()
+    story.service("CreateEvent")
+    story.service(service)
+    story.service("CloseEvent")
+    assert story.signatures() == []
+    story.service(service, BUS, REFUSED)
+    assert story.signatures() == [f"event-lifetime/use-after-close/XenBusDxe/{service}"]
+
+
+def test_the_findings_say_who_closed_it_and_when() -> None:
+    """With the place of the use, and the answer."""
+    story = Story()
+    with story.notification():
+        story.service("CloseEvent")
+        story.service("SignalEvent", BUS, REFUSED)
+        story.service("CloseEvent", BLOCK, REFUSED)
+    use, close = check(story.reading)
+    assert use.seen == (
+        "SignalEvent by XenBusDxe at TPL_CALLBACK, inside the notification of XenBusDxe; it answered "
+        "EFI_INVALID_PARAMETER. XenBusDxe had closed the event in step 1."
+    )
+    assert (use.step, close.step) == (2, 3)
+    assert close.signature == "event-lifetime/double-close/XenPvBlkDxe/CloseEvent"
+
+
+def test_waiting_for_several_events_uses_each() -> None:
+    """One closed event among others is enough."""
+    story = Story()
+    story.service("CloseEvent", BUS, EfiStatus.SUCCESS, EVENT + 1)
+    story.service("WaitForEvent", BUS, REFUSED, (EVENT, EVENT + 1))
+    assert [finding.rule for finding in check(story.reading)] == ["use-after-close"]
+
+
+def test_a_close_that_was_refused_closes_nothing() -> None:
+    """The event goes on; the close may be tried again."""
+    story = Story()
+    with story.service("CloseEvent", BUS, REFUSED):
+        story.injected("CloseEvent")
+    story.service("SignalEvent")
+    story.service("CloseEvent")
+    assert check(story.reading) == []
+
+
+@pytest.mark.parametrize("closer", ["third-party", BUS])
+def test_what_somebody_else_closed_is_no_fault_of_the_driver(closer: str) -> None:
+    """Nor is what the environment does with a closed event."""
+    story = Story()
+    story.service("CloseEvent", closer)
+    story.service("CloseEvent", BUS if closer == "third-party" else "third-party", REFUSED)
+    story.service("SignalEvent", BUS if closer == "third-party" else "third-party", REFUSED)
+    assert check(story.reading) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sort"),
+    [
+        ((0x201, 8, "notify", 0), "EVENT_GROUP_EXIT_BOOT_SERVICES"),
+        ((EVT_NOTIFY_SIGNAL, 8, "notify", 0, BEFORE_GROUP), "EVENT_GROUP_BEFORE_EXIT_BOOT_SERVICES"),
+        ((EVT_NOTIFY_SIGNAL, 8, "notify", 0, "01234567-my-own"), "01234567-my-own"),
+        ((EVT_TIMER | EVT_NOTIFY_SIGNAL, 8, "notify", 0), "timer"),
+        ((EVT_NOTIFY_SIGNAL, 8, "notify", 0, True), "event"),
+        ((0, 0, "", None), "event"),
+    ],
+)
+def test_an_event_that_is_left_is_told_by_its_sort(arguments: tuple[object, ...], sort: str) -> None:
+    """The group that it belongs to, by name where it has one."""
+    story = Story()
+    with story.entry("Start", BUS, EfiStatus.DEVICE_ERROR):
+        story.service("CreateEventEx", BUS, EfiStatus.SUCCESS, *arguments)
+    (finding,) = check(story.reading)
+    assert finding.signature == f"event-lifetime/left-behind/XenBusDxe/Start-{sort}"
+    assert (finding.step, finding.seen) == (
+        0,
+        "XenBusDxe called CreateEventEx in step 1, inside Start of XenBusDxe; Start() of XenBusDxe answered "
+        "EFI_DEVICE_ERROR, and it was not given back.",
+    )
+
+
+def test_memory_that_is_left_is_no_event() -> None:
+    """It has a family of its own."""
+    story = Story()
+    with story.entry("Start", BUS, EfiStatus.DEVICE_ERROR):
+        story.service("AllocatePool")
+    assert check(story.reading) == []
+
+
+@pytest.mark.parametrize(("group", "signal"), [(EXIT_GROUP, "exit-group"), (BEFORE_GROUP, "before-group")])
+def test_each_signal_of_the_firmware_notifies_an_event_once(group: str, signal: str) -> None:
+    """A second time belongs to the core where nobody has signalled a member."""
+    story = Story()
+    story.add(Kind.EXIT, LOADER, signal)
+    for event in (EVENT, EVENT + 1):
+        with story.notification(BUS, 8, event, group):
+            pass
+    assert check(story.reading) == []
+    story.add(Kind.EXIT, LOADER, "attempt")
+    with story.notification(BLOCK, 8, EVENT, group):
+        pass
+    (finding,) = check(story.reading)
+    assert finding.signature == f"event-lifetime/notified-twice/DxeCore/{guids.NAMES[group]}"
+    assert (finding.step, finding.seen) == (
+        4,
+        "The notification of XenPvBlkDxe was entered for the second time, and nobody had signalled the group again.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("create", "group"),
+    [("CreateEvent", EXIT_GROUP), ("CreateEventEx", BEFORE_GROUP)],
+)
+def test_who_signals_a_member_answers_for_the_whole_group(create: str, group: str) -> None:
+    """Also where the firmware has not signalled it at all, and whoever is notified; the last one who did so."""
+    story = Story()
+    story.service(create, BLOCK)
+    story.service("SignalEvent", BLOCK)
+    story.service("SignalEvent", BUS)
+    for _ in range(4):
+        with story.notification(BLOCK, 8, EVENT + 7, group):
+            pass
+    story.service("SignalEvent", BLOCK)
+    findings = check(story.reading)
+    assert {finding.agent for finding in findings} == {BUS}
+    assert [finding.seen.split("entered for the ")[1].split(";")[0] for finding in findings] == [
+        *("first time", "second time", "third time", "4th time"),
+    ]
+    assert findings[0].seen.endswith("; XenBusDxe had signalled the group in step 2.")
+
+
+def test_signalling_an_event_of_another_group_explains_nothing() -> None:
+    """It is not the member of that group."""
+    story = Story()
+    story.service("CreateEventEx")
+    story.service("SignalEvent")
+    with story.notification(BLOCK, 8, EVENT, EXIT_GROUP):
+        pass
+    assert [finding.agent for finding in check(story.reading)] == ["DxeCore"]
+
+
+def test_a_third_party_that_signals_the_group_is_nobodys_fault() -> None:
+    """It is the environment's doing."""
+    story = Story()
+    story.service("CreateEvent")
+    story.service("SignalEvent", "third-party")
+    with story.notification(BUS, 8, EVENT, EXIT_GROUP):
+        pass
+    assert check(story.reading) == []

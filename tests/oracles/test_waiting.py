@@ -1,0 +1,228 @@
+"""Who waits too long, for what cannot come, or where nobody may."""
+
+from __future__ import annotations
+
+import pytest
+
+from oracles.waiting import check
+from reference_impl.uefi.definitions import Tpl
+from reference_impl.uefi.status import EfiStatus
+from tests.oracles.stories import BLOCK, BUS, EVENT, LOADER, Story
+
+NOT_READY = EfiStatus.NOT_READY
+
+
+def rules(story: Story) -> list[str]:
+    """What the oracle reports, in its order."""
+    return [finding.rule for finding in check(story.reading)]
+
+
+@pytest.mark.parametrize("reason", ["no-progress", "nesting"])
+def test_a_run_that_is_stuck_is_told_with_its_place(reason: str) -> None:
+    """Who, in which call, where, after how many steps, and why."""
+    story = Story()
+    with story.notification(), story.service("WaitForEvent", BUS, None):
+        story.stuck(reason, BUS, "WaitForEvent")
+    (finding,) = check(story.reading)
+    assert finding.signature == f"waiting/{reason}/XenBusDxe/WaitForEvent"
+    assert (finding.step, finding.seen) == (
+        2,
+        "XenBusDxe came to no end in WaitForEvent at TPL_CALLBACK, inside WaitForEvent by XenBusDxe, "
+        f"inside the notification of XenBusDxe, and the run was ended after 2 steps: {reason}.",
+    )
+
+
+def test_a_call_that_is_not_known_is_left_out() -> None:
+    """The subject is the reason, then."""
+    story = Story()
+    story.stuck("nesting")
+    (finding,) = check(story.reading)
+    assert finding.subject == "nesting"
+    assert finding.seen.startswith("XenBusDxe came to no end at TPL_APPLICATION, and")
+
+
+def test_a_dead_loop_is_told_elsewhere() -> None:
+    """By the oracle of faults of real images."""
+    story = Story()
+    story.stuck("dead-loop", BUS, "XenBusDxe+0x2af")
+    assert rules(story) == []
+
+
+@pytest.mark.parametrize("agent", ["DxeCore", "firmware"])
+def test_the_cores_work_is_done_for_the_driver_whose_code_runs(agent: str) -> None:
+    """Where none runs, or a third party's, it is nobody's."""
+    story = Story()
+    with story.entry("Start", BLOCK, None):
+        story.stuck("no-progress", agent, "WaitForEvent")
+    assert [finding.agent for finding in check(story.reading)] == [BLOCK]
+    story = Story()
+    story.stuck("no-progress", agent, "WaitForEvent")
+    with story.entry("Notify", "third-party", None):
+        story.stuck("no-progress", agent, "WaitForEvent")
+    assert rules(story) == []
+
+
+@pytest.mark.parametrize(("before", "inside", "told"), [(0, 2, True), (2, 4, True), (4, 3, False), (3, 2, False)])
+def test_a_budget_belongs_to_who_used_most_of_it(before: int, inside: int, told: bool) -> None:
+    """A run that is simply long is nobody's fault."""
+    story = Story()
+    for _ in range(before):
+        story.service("Stall", LOADER)
+    with story.entry("Start", BUS, None):
+        for _ in range(inside):
+            story.service("Stall")
+        story.stuck("step-budget", BUS, "Stall")
+    assert rules(story) == (["unbounded-poll"] if told else [])
+
+
+def test_an_outer_entry_may_hold_the_budget() -> None:
+    """The poll itself may be made of short entries."""
+    story = Story()
+    with story.entry("Start", BUS, None):
+        for _ in range(6):
+            story.service("Stall")
+        with story.entry("Notify", BLOCK, None):
+            story.stuck("step-budget", BLOCK, "Stall")
+    assert rules(story) == ["unbounded-poll"]
+
+
+def test_waiting_without_end_needs_no_records() -> None:
+    """WaitForEvent turns in itself; outside of any entry another call is nobody's."""
+    story = Story()
+    for _ in range(20):
+        story.service("Stall", LOADER)
+    story.stuck("step-budget", BUS, "Stall")
+    assert rules(story) == []
+    story.stuck("step-budget", BUS, "WaitForEvent")
+    assert rules(story) == ["unbounded-poll"]
+
+
+@pytest.mark.parametrize(("depth", "rule"), [(64, []), (65, ["nesting"])])
+def test_a_budget_that_is_used_up_deep_inside_is_nesting(depth: int, rule: list[str]) -> None:
+    """Calls and entries nest without bound, without a notification."""
+    story = Story()
+    for _ in range(9):
+        story.service("Stall", LOADER)
+    story.trace.depth = depth
+    story.stuck("step-budget", BUS, "ConnectController")
+    assert rules(story) == rule
+
+
+def polls(
+    count: int, *, armed: bool = True, in_exit: bool = True, status: EfiStatus = NOT_READY, agent: str = BUS
+) -> Story:
+    """A driver polls a timer in its notification."""
+    story = Story()
+    story.service("SetTimer")
+    if not armed:
+        story.service("SetTimer", BUS, EfiStatus.SUCCESS, EVENT, 0, 0)
+
+    def poll() -> None:
+        with story.notification():
+            for _ in range(count):
+                story.service("CheckEvent", agent, status)
+
+    if in_exit:
+        with story.exit():
+            poll()
+    else:
+        poll()
+    return story
+
+
+def test_a_timer_that_is_off_is_polled_in_vain() -> None:
+    """Told once, from its first poll on, with the count."""
+    (finding,) = check(polls(17).reading)
+    assert finding.signature == "waiting/no-progress/XenBusDxe/timer"
+    assert (finding.step, finding.seen) == (
+        4,
+        "XenBusDxe polled a timer 17 times from here on at TPL_CALLBACK, inside the notification of XenBusDxe, "
+        "and timers are off.",
+    )
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        polls(16),
+        polls(17, armed=False),
+        polls(17, in_exit=False),
+        polls(17, status=EfiStatus.SUCCESS),
+        polls(17, agent="third-party"),
+    ],
+    ids=["few", "cancelled", "before the exit", "signalled", "the environment"],
+)
+def test_other_polls_are_no_wait_for_a_timer(story: Story) -> None:
+    """A look is no wait; where it is not armed, or timers are on, or it is signalled, something may come."""
+    assert rules(story) == []
+
+
+def test_an_event_without_a_timer_may_be_signalled_by_others() -> None:
+    """Only the armed one is dead; each event counts by itself."""
+    story = Story()
+    story.service("SetTimer", BUS, EfiStatus.SUCCESS, EVENT + 1, 2, 5)
+    with story.exit(), story.notification():
+        for _ in range(20):
+            story.service("CheckEvent", BUS, NOT_READY)
+        for _ in range(10):
+            story.service("CheckEvent", BUS, NOT_READY, EVENT + 1)
+    assert rules(story) == []
+
+
+def test_a_budget_that_a_dead_timer_used_up_is_one_finding() -> None:
+    """The wait for what cannot come explains the end of the run."""
+    story = polls(17)
+    with story.notification():
+        story.stuck("step-budget", BUS, "CheckEvent")
+    assert rules(story) == ["no-progress"]
+
+
+@pytest.mark.parametrize(
+    ("total", "told"), [((1_000,), False), ((600, 400), False), ((600, 401), True), ((5_000, 1), True)]
+)
+def test_stalls_at_notify_add_up(total: tuple[int, ...], told: bool) -> None:
+    """Within one entry; told once."""
+    story = Story()
+    with story.entry("Start"), story.at(Tpl.NOTIFY):
+        for microseconds in total:
+            story.service("Stall", BUS, EfiStatus.SUCCESS, microseconds)
+    findings = check(story.reading)
+    assert [finding.rule for finding in findings] == (["blocks-at-notify"] if told else [])
+    if told:
+        assert findings[0].subject == "Stall"
+        assert findings[0].seen == "XenBusDxe waited by Stall at TPL_NOTIFY, inside Start of XenBusDxe."
+
+
+def test_each_entry_counts_by_itself() -> None:
+    """Two short spins are no wait."""
+    story = Story()
+    for _ in range(2):
+        with story.entry("Start"), story.at(Tpl.NOTIFY):
+            story.service("Stall", BUS, EfiStatus.SUCCESS, 700)
+    assert rules(story) == []
+
+
+@pytest.mark.parametrize(("count", "told"), [(16, False), (17, True)])
+def test_polls_at_notify_add_up(count: int, told: bool) -> None:
+    """A look that finds something is none."""
+    story = Story()
+    with story.notification(tpl=Tpl.NOTIFY):
+        for _ in range(count):
+            story.service("CheckEvent", BUS, NOT_READY)
+        for _ in range(20):
+            story.service("CheckEvent")
+    assert rules(story) == (["blocks-at-notify"] if told else [])
+
+
+def test_who_was_entered_at_notify_did_not_choose_it() -> None:
+    """Unless it is the notification itself, which was created there; below, at TPL 15, one may wait."""
+    story = Story()
+    with story.at(Tpl.NOTIFY), story.entry("Stop"):
+        story.service("Stall", BUS, EfiStatus.SUCCESS, 9_000)
+    with story.notification(tpl=15):
+        story.service("Stall", BUS, EfiStatus.SUCCESS, 9_000)
+    with story.at(Tpl.NOTIFY):
+        story.service("Stall", BUS, EfiStatus.SUCCESS, 9_000)
+        with story.entry("Start"):
+            story.service("Stall", "third-party", EfiStatus.SUCCESS, 9_000)
+    assert rules(story) == []
