@@ -13,6 +13,7 @@ from fuzz_targets import codec
 from fuzz_targets.registry import TARGETS
 from reference_impl.scenario import Scenario, designs_of, operation, scenario
 from reference_impl.trace import Kind, Trace
+from tests.guest.firmware import need_firmware
 
 pytest.importorskip("atheris")
 
@@ -93,6 +94,16 @@ def test_a_merge_keeps_what_is_worth_keeping(tmp_path: Path) -> None:
     done = _run(tmp_path, "lifecycle", "-merge=1", "merged", "full")
     assert done.returncode == 0, done.stderr[-2000:]
     assert 2 <= len(list(merged.iterdir())) <= 5
+
+
+def test_the_program_for_real_drivers_fails_on_what_they_break(tmp_path: Path) -> None:
+    """An input given as a file runs as it is: the shipped bus driver frees memory in its handler."""
+    need_firmware()
+    made = scenario(world="efi-image", design="shipped", operations=CONNECT_EXIT)
+    (tmp_path / "one").write_bytes(codec.encode(made))
+    done = _run(tmp_path, "efi_image", "one")
+    assert done.returncode == 77, done.stderr[-2000:]
+    assert "memory-services/" in done.stdout
 
 
 def test_a_fork_fuzzes(tmp_path: Path) -> None:
