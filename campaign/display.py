@@ -1,6 +1,7 @@
 """What people see of a campaign: progress while it runs, then the table designs × rules and every finding.
 
-Progress goes to standard error: a table that is drawn again and again on a terminal, elsewhere a line every few seconds.
+Progress goes to standard error: tables that are drawn again and again on a terminal, elsewhere a line every few
+seconds, and every minute after the first.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from campaign.durations import format_duration
 from campaign.run import DesignFigures, FindingResult, Progress, Result
@@ -22,6 +24,7 @@ from campaign.triage import MINIMIZED
 from oracles import ORACLES
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LATER_LINES = 60.0  # after the first minute
 _WIDTH_ELSEWHERE = 140  # columns where output is no terminal: nothing is cut off
 
 
@@ -39,6 +42,7 @@ class ProgressDisplay:
         self._console = console
         self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
         self._next_line_s = SECONDS_BETWEEN_LINES
+        self._first_s: float | None = None  # of the campaign, when this session began to show
 
     def __enter__(self) -> ProgressDisplay:
         """Begin to draw."""
@@ -55,10 +59,13 @@ class ProgressDisplay:
 
     def show(self, progress: Progress) -> None:
         """Show how far the campaign has come."""
+        if self._first_s is None:
+            self._first_s = progress.seconds
         if self._live is not None:
-            self._live.update(_progress_table(progress), refresh=True)
+            self._live.update(_progress_view(progress), refresh=True)
         elif progress.seconds >= self._next_line_s:
-            self._next_line_s = progress.seconds + SECONDS_BETWEEN_LINES
+            long = progress.seconds - self._first_s >= SECONDS_BETWEEN_LATER_LINES
+            self._next_line_s = progress.seconds + (SECONDS_BETWEEN_LATER_LINES if long else SECONDS_BETWEEN_LINES)
             self._console.print(progress_line(progress), soft_wrap=True)
 
 
@@ -87,15 +94,25 @@ def _time(progress: Progress) -> str:
     return f"{format_duration(progress.seconds_left)} left"
 
 
-def _progress_table(progress: Progress) -> Table:
+def _progress_view(progress: Progress) -> Group:
+    """Designs, then the workers that run, then the news: what stands in the log, too."""
     caption = f"{progress.minimizing} findings are being minimized" if progress.minimizing else None
-    table = Table(title=_time(progress), title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("design")
+    designs = Table(title=_time(progress), title_justify="left", caption=caption, caption_justify="left")
+    designs.add_column("design")
     for heading in ("executions", "executions/s", "edges", "features", "corpus", "findings"):
-        table.add_column(heading, justify="right")
+        designs.add_column(heading, justify="right")
     for figures in progress.designs:
-        table.add_row(_name(figures.design), *_figures(figures), str(figures.findings))
-    return table
+        designs.add_row(_name(figures.design), *_figures(figures), str(figures.findings))
+    workers = Table()
+    workers.add_column("worker")
+    for heading in ("executions", "now/s", "edges", "features", "memory", "last news"):
+        workers.add_column(heading, justify="right")
+    for one in progress.workers:
+        numbers = (f"{number:,.0f}" for number in (one.executions, one.rate, one.edges, one.features))
+        news = f"{format_duration(one.news_s)} ago" if one.news else "–"
+        workers.add_row(f"{one.number} {_name(one.design)}", *numbers, f"{one.rss_mb:,} MiB", news)
+    shown_news = [Text(line, no_wrap=True, overflow="ellipsis") for line in progress.news]
+    return Group(designs, *([workers] if progress.workers else []), *shown_news)
 
 
 def _figures(figures: DesignFigures) -> tuple[str, ...]:

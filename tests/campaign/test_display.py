@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from campaign import display
-from campaign.run import DesignFigures, FindingResult, Progress, Result, Settings
+from campaign.run import DesignFigures, FindingResult, Progress, Result, Settings, WorkerFigures
 from campaign.statistics import TriagedFinding
 
 
@@ -94,6 +94,15 @@ def test_progress_elsewhere_is_a_line_every_few_seconds() -> None:
     ]
 
 
+def test_lines_of_a_long_campaign_come_every_minute() -> None:
+    """Seven days are ten thousand lines, not a hundred thousand. One that goes on begins with its total time."""
+    made, buffer = console()
+    with display.ProgressDisplay(made) as progress:
+        for second in range(5000, 5000 + 301):
+            progress.show(Progress(float(second), None, ()))
+    assert len(buffer.getvalue().splitlines()) == 12 + 1 + 4
+
+
 def test_progress_without_a_limit_says_how_long_it_has_been() -> None:
     """And a target without designs has none to name."""
     line = display.progress_line(Progress(0.0, None, (DesignFigures(""),)))
@@ -101,13 +110,18 @@ def test_progress_without_a_limit_says_how_long_it_has_been() -> None:
     assert line.endswith("findings: no design 0")
 
 
-def test_progress_on_a_terminal_is_a_table_that_goes_away() -> None:
-    """It is drawn at once and again."""
+def test_progress_on_a_terminal_is_a_view_that_goes_away() -> None:
+    """Designs, workers and news, drawn at once and again."""
     made, buffer = console(terminal=True)
+    worker = WorkerFigures(7, "disconnect", 4321, 98.4, 61, 72, 83, 140, "#9 NEW cov: 61", 3.0)
+    figures = DesignFigures("disconnect", 1234, 2.0)
     with display.ProgressDisplay(made) as progress:
-        progress.show(Progress(1.0, 59.0, (DesignFigures("disconnect", 1234, 2.0),), minimizing=1))
+        progress.show(
+            Progress(1.0, 59.0, (figures,), minimizing=1, workers=(worker,), news=("finding: disconnect: x",))
+        )
     text = buffer.getvalue()
-    for word in ("59 s left", "disconnect", "1,234", "executions/s", "features", "1 findings are being minimized"):
+    words = ("59 s left", "disconnect", "1,234", "executions/s", "features", "1 findings are being minimized")
+    for word in (*words, "7 disconnect", "4,321", "98", "140 MiB", "3 s ago", "finding: disconnect: x"):
         assert word in text
 
 
