@@ -57,6 +57,7 @@ def _stuck(reading: Reading) -> list[Finding]:
         if agent in PLATFORM_AGENTS:
             continue
         rule = name
+        subject = arguments[0] if arguments else name
         if name == "dead-loop":
             continue  # the oracle guest-fault tells it
         if name == "step-budget":
@@ -64,20 +65,24 @@ def _stuck(reading: Reading) -> list[Finding]:
                 rule = "nesting"
             elif _polls_a_dead_timer(reading):
                 continue
-            elif arguments == ("WaitForEvent",) or _holds_most(entry, step):
+            elif (holder := _holder_of_most(entry, step)) is not None:
+                # A loop is known by what it keeps from coming back: the budget may run out in any of its calls.
+                rule, subject = "unbounded-poll", holder.name
+            elif arguments == ("WaitForEvent",):
                 rule = "unbounded-poll"
             else:
                 continue
         called = f" in {arguments[0]}" if arguments else ""
         place = f"{tpl_name(tpl)}{circumstances(records, step)}"
         seen = f"{agent} came to no end{called} at {place}, and the run was ended after {step} steps: {name}."
-        findings.append(_finding(rule, agent, arguments[0] if arguments else name, step, seen))
+        findings.append(_finding(rule, agent, subject, step, seen))
     return findings
 
 
-def _holds_most(entry: Entry | None, step: int) -> bool:
-    """Whether more than half of the run passed in one entry of a driver."""
-    return entry is not None and any(2 * (step - around.step) > step for around in entry.outwards())
+def _holder_of_most(entry: Entry | None, step: int) -> Entry | None:
+    """The innermost entry of a driver, from `entry` outwards, in which more than half of the run passed."""
+    outwards = entry.outwards() if entry is not None else ()
+    return next((around for around in outwards if 2 * (step - around.step) > step), None)
 
 
 def _timers(reading: Reading) -> list[Finding]:

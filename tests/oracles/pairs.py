@@ -575,7 +575,7 @@ def _waits_for_nobody(story: Story) -> None:
         story.stuck("no-progress", BUS, "WaitForEvent")
 
 
-@pair("waiting/unbounded-poll/XenBusDxe/Stall", _patient_notification)
+@pair("waiting/unbounded-poll/XenBusDxe/Start", _patient_notification)
 def _polls_for_ever(story: Story) -> None:
     with story.entry("Start", BUS, None):
         for _ in range(9):
