@@ -124,7 +124,7 @@ def filled_in(script: str, values: dict[str, Any]) -> str:
 
 def clear(scratch: Path) -> None:
     """Take away what an earlier job left."""
-    for name in ("campaign-out", "ci-out", "coverage-out", "baseline-out"):
+    for name in ("campaign-out", "ci-out", "coverage-out", "baseline-out", "kept-corpus"):
         shutil.rmtree(scratch / name, ignore_errors=True)
 
 
@@ -227,6 +227,26 @@ def test_a_job_that_finds_what_no_baseline_lists_says_so_and_fails(scratch: Path
     assert ended.returncode == 1
     assert "exited with 0, and 1 would be right" in ended.stderr
     assert run("./scripts/ci-fuzz 0 --target nothing", scratch).returncode == 1
+
+
+def test_a_job_begins_with_what_the_job_before_it_has_kept(scratch: Path) -> None:
+    """A kept corpus stands beside the repository's own, and the next job gets what this one kept."""
+    clear(scratch)
+    kept = scratch / "kept-corpus"
+    kept.mkdir()
+    (kept / "kept.yaml").write_text('version: 1\nworld: ring\noperations:\n- ask: {request: WATCH, path: ""}\n')
+    command = "./scripts/ci-fuzz 0 --target xenstore_ring"
+    ended = run(command, scratch, EBSFUZZ_CI_LIMIT="--runs 300 --seed 1")
+    if "atheris" in (scratch / "ci-out" / "log.txt").read_text():
+        pytest.skip("no atheris on this machine, so nothing is kept")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    inputs = [path for path in kept.rglob("*") if path.is_file()]
+    assert len(inputs) > 1
+    assert not (kept / "kept.yaml").exists()
+    assert not (scratch / "starting-corpus").exists()
+    (kept / "junk.txt").write_text("junk")
+    ended = run(command, scratch, EBSFUZZ_CI_LIMIT=LIMIT)
+    assert "starting-corpus/kept-corpus/junk.txt: suffix" in ended.stdout
 
 
 # ---- ClusterFuzzLite ------------------------------------------------------------------------------------------------
