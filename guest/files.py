@@ -80,6 +80,8 @@ def _no_module(path: Path, module: str, what: str) -> None:
 
 
 def _read(path: Path) -> bytes:
+    if not path.is_file() and not path.is_dir():
+        raise ImageError(f"{path}: not a regular file")  # reading a pipe may take for ever
     try:
         with path.open("rb") as file:
             data = file.read(firmware_volume.SIZE_MAX + 1)

@@ -1,5 +1,7 @@
 """Which image a specification names: files, option ROMs, modules of volumes, the cache, and the real firmware in it."""
 
+import os
+
 import pytest
 
 from fuzz_targets.image_builder import firmware_file, option_rom, pe, te, volume
@@ -33,6 +35,13 @@ def test_a_file_is_opened_by_its_content(tmp_path, data, form):
     path.write_bytes(data)
     found = open_image(str(path))
     assert (found.name, found.form) == ("driver", form)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    """A scenario may name any path."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="not a regular file"):
+        open_image(str(tmp_path / "pipe"))
 
 
 def test_a_module_of_a_volume_is_opened(tmp_path, volumes):
