@@ -44,6 +44,10 @@ LENT_BY_THE_PLATFORM = frozenset({"grant", "event-channel", "physmap", "watch", 
 TEAR_OUT = "tear-out"
 """The operation that unloads a driver as it is."""
 
+STORE = "store"
+"""The operation after which xenstored answers wrongly or not at all: what is given back by asking it may stay."""
+
+_BY_REQUEST = frozenset({"watch", "device"})
 _OF_AN_IMAGE = frozenset({"pool", "pages", "event", "interface"})
 LASTING_OPENS = BY_CHILD_CONTROLLER | BY_DRIVER | EXCLUSIVE
 _XENBUS_STATE, _RESET, _OPERATION = int(Kind.XENBUS_STATE), int(Kind.RESET), int(Kind.OPERATION)
@@ -115,6 +119,7 @@ class Book:
         "_managing",
         "_operation",
         "_reading",
+        "_store_answers",
         "_went",
         "children",
         "gone",
@@ -142,6 +147,7 @@ class Book:
         ] = {}  # (agent, controller) → when it last closed a BY_DRIVER open of it
         self._drivers: set[str] = set()
         self._operation = ""
+        self._store_answers = True
         self._latest = -1  # when something was taken last
         self._handles: dict[int, int] = {}  # handle that was made in the run → how many protocols it has
         records = reading.records
@@ -161,6 +167,7 @@ class Book:
                 self._reset(record[5])
             elif record[0] == _OPERATION:
                 self._operation = record[5]
+                self._store_answers &= record[5] != STORE
 
     # ---- what is taken and given back -----------------------------------------------------------------------------
 
@@ -397,6 +404,8 @@ class Book:
 
     def _due(self, entry: Entry, holdings: list[Holding]) -> None:
         for holding in holdings:
+            if holding.resource in _BY_REQUEST and not self._store_answers:
+                continue
             if holding.entry is None or holding.entry.name != "EntryPoint" or entry.name in ("EntryPoint", "Unload"):
                 del self._live[holding.resource, holding.key]
                 self.kept.append(Kept(holding, entry))

@@ -19,7 +19,7 @@ from typing import Any
 
 from oracles.finding import Finding, Rule
 from oracles.holdings import LASTING_OPENS, Book, book_of
-from oracles.reading import PLATFORM_AGENTS, Reading, answer, circumstances, injected, tpl_name
+from oracles.reading import PLATFORM_AGENTS, Entry, Reading, answer, circumstances, injected, tpl_name
 from reference_impl.trace import Kind
 from reference_impl.uefi import guids
 from reference_impl.uefi.status import EfiStatus
@@ -79,10 +79,20 @@ def check(reading: Reading) -> list[Finding]:
     for step in reading.steps_of("OpenProtocol", *_INSTALLATIONS) if book.gone else ():
         _, agent, _, _, _, name, arguments, _, _ = records[step]
         gone = book.gone.get(arguments[0], step)
-        if gone < step and agent not in PLATFORM_AGENTS and (name in _INSTALLATIONS or arguments[4] & LASTING_OPENS):
+        if (
+            gone < step
+            and agent not in PLATFORM_AGENTS
+            and (name in _INSTALLATIONS or arguments[4] & LASTING_OPENS)
+            and not _was_asked_about(reading.around[step], arguments[0])
+        ):
             seen = f"{_told(reading, step)} The handle had lost its last protocol in step {gone}."
             findings.append(_finding("closed-interface", agent, name, step, seen))
     return findings
+
+
+def _was_asked_about(entry: Entry | None, handle: int) -> bool:
+    """Whether the caller of Supported() or Start() named the handle: then it is the caller that goes on with it."""
+    return entry is not None and entry.name in ("Supported", "Start") and entry.controller == handle
 
 
 def _told(reading: Reading, step: int) -> str:

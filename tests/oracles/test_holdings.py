@@ -432,3 +432,17 @@ def test_handles_are_gone_with_their_last_protocol() -> None:
     story.service("InstallProtocolInterface", BUS, EfiStatus.SUCCESS, 50, "guid", 0, POOL, value=50)
     story.service("UninstallProtocolInterface", BUS, EfiStatus.SUCCESS, 50, "guid", POOL)
     assert book_of(story.reading).gone == {CHILD: 3}
+
+
+@pytest.mark.parametrize(("operation", "left"), [("store", ["grant"]), ("peer", ["watch", "device", "grant"])])
+def test_what_only_xenstored_can_take_back_is_not_due_where_it_does_not_answer(operation: str, left: list[str]) -> None:
+    """A request that gets no answer leaves no record; grants are the hypervisor's."""
+    story = Story()
+    with story.entry("Start", BLOCK):
+        story.xenstore("WATCH")
+        story.frontend(1, 4)
+        story.add(*GRANT)
+    story.operation(operation)
+    story.operation("disconnect")
+    story.entry("Stop", BLOCK)
+    assert [each[0] for each in kept(story)] == left

@@ -199,3 +199,16 @@ def test_asking_about_a_handle_that_is_gone_is_harmless() -> None:
     story.service("OpenProtocol", "third-party", REFUSED, CHILD, "guid", BINDING, CHILD, BY_DRIVER)
     story.service("InstallProtocolInterface", BUS, EfiStatus.SUCCESS, CONTROLLER, "guid", 0, POOL)
     assert rules(story) == []
+
+
+@pytest.mark.parametrize(("entry", "told"), [("Supported", False), ("Start", False), ("Stop", True)])
+def test_who_is_asked_about_a_handle_that_is_gone_only_finds_out(entry: str, told: bool) -> None:
+    """The caller of Supported() or Start() goes on with it, not the driver; another handle is the driver's own affair."""
+    story = gone()
+    open_it = (CHILD, "guid", BINDING, CHILD, BY_DRIVER)
+    with story.entry(entry, BUS, DENIED, CHILD, ()):
+        story.service("OpenProtocol", BUS, REFUSED, *open_it)
+    assert rules(story) == (["closed-interface"] if told else [])
+    with story.entry("Start", BUS, DENIED):
+        story.service("OpenProtocol", BUS, REFUSED, *open_it)
+    assert "closed-interface" in rules(story)
