@@ -165,3 +165,12 @@ def test_a_third_party_that_signals_the_group_is_nobodys_fault() -> None:
     with story.notification(BUS, 8, EVENT, EXIT_GROUP):
         pass
     assert check(story.reading) == []
+
+
+def test_numbers_that_are_no_events_are_not_taken_for_them() -> None:
+    """A delay type, a trigger time or a flag may be the number of a closed event."""
+    story = Story()
+    story.service("CloseEvent", BUS, EfiStatus.SUCCESS, 2)
+    story.service("SetTimer", BUS, EfiStatus.SUCCESS, EVENT, 2, 2)
+    story.service("RegisterProtocolNotify", BUS, EfiStatus.SUCCESS, guids.XENIO_PROTOCOL, EVENT, 2)
+    assert check(story.reading) == []

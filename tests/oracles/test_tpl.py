@@ -154,3 +154,11 @@ def test_the_innermost_one_that_left_the_level_is_told(inner: str) -> None:
     assert [finding.agent for finding in check(story.reading)] == expected
     story.entry("Start", returned=16)
     assert [finding.agent for finding in check(story.reading)] == [*expected, BUS]
+
+
+def test_entries_that_return_at_their_level_hide_nothing() -> None:
+    """The one that does not comes behind them."""
+    story = Story()
+    story.entry("Supported")
+    story.entry("Start", returned=16)
+    assert [finding.step for finding in check(story.reading)] == [1]

@@ -226,3 +226,50 @@ def test_who_was_entered_at_notify_did_not_choose_it() -> None:
         with story.entry("Start"):
             story.service("Stall", "third-party", EfiStatus.SUCCESS, 9_000)
     assert rules(story) == []
+
+
+def test_one_that_is_stuck_hides_no_other() -> None:
+    """The environment's, a dead loop's, and one that a dead timer explains come first."""
+    story = polls(17)
+    story.stuck("no-progress", LOADER, "WaitForEvent")
+    story.stuck("dead-loop", BUS, "XenBusDxe+0x2af")
+    story.stuck("step-budget", BUS, "CheckEvent")
+    story.stuck("nesting", BUS, "SignalEvent")
+    assert sorted(rules(story)) == ["nesting", "no-progress"]
+
+
+def test_sixteen_polls_of_a_timer_explain_nothing() -> None:
+    """Then the budget was used up by something else."""
+    story = polls(16)
+    with story.notification():
+        for _ in range(30):
+            story.service("Stall")
+        story.stuck("step-budget", BUS, "Stall")
+    assert rules(story) == ["unbounded-poll"]
+
+
+def test_a_timer_with_a_trigger_time_of_zero_is_armed() -> None:
+    """Only the delay type cancels it; two events' polls are not one wait."""
+    for second, told in ((EVENT, ["no-progress"]), (EVENT + 1, [])):
+        story = Story()
+        for event in (EVENT, EVENT + 1):
+            story.service("SetTimer", BUS, EfiStatus.SUCCESS, event, 2, 0)
+        with story.exit(), story.notification():
+            for event in (EVENT, second):
+                for _ in range(9):
+                    story.service("CheckEvent", BUS, NOT_READY, event)
+        assert rules(story) == told
+
+
+def test_what_is_no_wait_hides_none() -> None:
+    """A stall below, a look that finds something, one of a Stop that was entered at TPL_NOTIFY: and then a wait."""
+    story = Story()
+    story.service("Stall")
+    with story.at(Tpl.NOTIFY), story.entry("Stop"):
+        story.service("Stall")
+    with story.notification(tpl=Tpl.NOTIFY):
+        story.service("CheckEvent")
+        story.service("Stall", BUS, EfiStatus.SUCCESS, 1_000)
+        assert rules(story) == []
+        story.service("Stall", BUS, EfiStatus.SUCCESS, 1)
+    assert rules(story) == ["blocks-at-notify"]
