@@ -54,17 +54,10 @@ _ACCESSES = frozenset({"read", "write", "fetch"})
 
 def check(reading: Reading) -> list[Finding]:
     """Judge how the run ended, as a fault is the last thing that happens, and the ports that were used on the way."""
-    strays = [
-        _finding(
-            "stray-port",
-            record[1],
-            list(record[6][1:]),
-            step,
-            f'"{record[5]}" with port {record[6][0]:#x}, where nothing is',
-        )
-        for step, record in enumerate(reading.records)
-        if record[0] == _STRAY
-    ]
+    strays = []
+    for step in reading.steps_of(_STRAY):
+        _, agent, _, _, _, name, (port, *frames), _, _ = reading.records[step]
+        strays.append(_finding("stray-port", agent, frames, step, f'"{name}" with port {port:#x}, where nothing is'))
     return strays + _end(reading)
 
 

@@ -39,7 +39,7 @@ KINDS = frozenset(
     int(kind)
     for kind in (
         *(Kind.OPERATION, Kind.ENTRY, Kind.CONNECTION, Kind.RESET, Kind.REFERENCE, Kind.XENBUS_STATE),
-        *(Kind.EXIT, Kind.MEMORY, Kind.STUCK, Kind.INJECTED),
+        *(Kind.EXIT, Kind.MEMORY, Kind.STUCK, Kind.STRAY, Kind.INJECTED),
     )
 )
 """Kinds whose records oracles ask about, whatever their names are."""
