@@ -198,10 +198,6 @@ class Book:
     def _free_pages(self, step: int, record: RecordTuple) -> None:
         """Pages can be given back in parts: what was taken together is gone with its last page."""
         start, count = record[6][:2]
-        whole = self._live.get(("pages", start))
-        if whole is not None and whole.size == count:
-            del self._live["pages", start]
-            return
         for key in [key for key in self._live if key[0] == "pages" and key[1] <= start]:
             holding = self._live[key]
             if start < holding.key + holding.size * PAGE_SIZE_BYTES:

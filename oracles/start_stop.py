@@ -193,9 +193,11 @@ def _nesting(reading: Reading, lives: list[Entry]) -> Iterator[Finding]:
 
 
 def _called_by(reading: Reading, entry: Entry) -> str:
-    """The service in which the core entered driver code."""
-    records = reading.records
-    return next((records[at][5] for at in range(entry.step - 1, -1, -1) if records[at][3] < entry.depth), "")
+    """The service in which the core entered driver code that is inside of other driver code."""
+    step = entry.step
+    while reading.records[step][3] >= entry.depth:
+        step -= 1
+    return reading.records[step][5]
 
 
 def _restarts(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 
 from oracles.hand_over import check
@@ -89,3 +90,26 @@ def test_a_service_after_the_exit_is_told_with_its_place() -> None:
 def test_nothing_is_judged_before_the_runtime_phase(trace: Trace) -> None:
     """An operating system that does not run has nothing to complain about."""
     assert check(Reading(trace)) == []
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_moves_the_map_inside_of_a_third_partys_notification_is_its_doing(inside: bool) -> None:
+    """A driver's Stop that it causes moves the map as well; then nobody is blamed. Otherwise it is the driver."""
+    story = Story()
+    with story.exit(), story.notification("third-party" if inside else BUS), story.entry("Stop", BLOCK):
+        story.add(Kind.MAP_KEY, BLOCK, "bump", (2, 3))
+    story.take_over("memory-map", "the map is stale")
+    expected = [] if inside else ["hand-over/memory-map/XenPvBlkDxe/memory-map"]
+    assert [finding.signature for finding in check(story.reading)] == expected
+
+
+def test_every_record_of_the_phase_counts() -> None:
+    """The first and the last one, also in a trace that begins in the middle of the exit."""
+    for place in (0, 1, 2):
+        story = Story()
+        story.trace.phase = int(Phase.EXIT)
+        for at in range(3):
+            story.add(*((Kind.MAP_KEY, BLOCK, "bump", (2, 3)) if at == place else (Kind.EXIT, LOADER, "exit-group")))
+        story.trace.phase = int(Phase.RUNTIME)
+        story.take_over("memory-map", "the map is stale")
+        assert [finding.agent for finding in check(story.reading)] == [BLOCK]

@@ -335,6 +335,7 @@ def test_a_reset_ends_what_belongs_to_the_connection() -> None:
         ("EACCES", "device/vbd/0/ring-ref", b"8", True),
         ("EACCES", "device/vbd/1/state", b"6", True),
         ("EACCES", "/local/domain/1/device/vbd/0/state", b"6", False),
+        ("EACCES", "device/vbd/0/state", b"", False),
     ],
 )
 def test_only_a_refused_closing_state_lets_a_front_end_go(status: str, path: str, value: bytes, left: bool) -> None:
@@ -343,7 +344,7 @@ def test_only_a_refused_closing_state_lets_a_front_end_go(status: str, path: str
     with story.entry("Start", BLOCK, EfiStatus.DEVICE_ERROR):
         story.frontend(1, 3)
         story.frontend(3, 4)
-        story.xenstore("WRITE", status, BUS, path, value)
+        story.xenstore("WRITE", status, BUS, *((path, value) if value else (path,)))
     assert kept(story) == ([("device", DISK, BLOCK, "Start")] if left else [])
 
 

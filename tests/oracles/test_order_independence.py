@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from oracles import judge
-from oracles.order_independence import Run, compare, final_state
+from oracles.order_independence import RULES, Run, compare, final_state
 from reference_impl.uefi.status import EfiStatus
 from tests.oracles.stories import BLOCK, BUS, DISK, Story
 
@@ -43,6 +43,7 @@ def test_a_rule_that_is_broken_under_one_order_only_is_a_finding() -> None:
         "XenBusDxe breaks connection-reset/missed-reset under edk2, permutation [1, 2, 0], and not under fifo."
     )
     assert runs[0].trace.records[finding.step][5] == "exit-group"
+    assert (finding.source, finding.expected) == RULES["verdict-differs"]
 
 
 def test_a_rule_that_is_broken_under_every_order_is_none() -> None:

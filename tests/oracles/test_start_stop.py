@@ -283,11 +283,13 @@ def test_a_driver_that_connects_what_is_being_stopped_is_told() -> None:
         with story.service("UninstallProtocolInterface", BLOCK, EfiStatus.ACCESS_DENIED):
             story.entry("Start", BUS, FAILED)
         with story.service("ConnectController", BLOCK):
-            story.core("allocate", "ConnectController", BLOCK)
             story.entry("Start", BUS, FAILED, CHILD, None)
+        with story.service("ReinstallProtocolInterface", BLOCK):
+            story.core("allocate", "ConnectController", BLOCK)
+            story.entry("Start", BUS, FAILED)
     assert signatures(story) == []
     with story.entry("Stop", BLOCK, FAILED), story.service("ConnectController", BLOCK):
-        story.core("allocate", "ConnectController", BLOCK)
+        story.core("allocate", "OpenProtocol", BLOCK)
         story.entry("Start", BUS, FAILED)
     (finding,) = check(story.reading)
     assert finding.signature == "start-stop/start-during-stop/XenPvBlkDxe/ConnectController"
