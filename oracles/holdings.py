@@ -139,7 +139,7 @@ class Book:
         self.starts: list[tuple[Entry, list[Holding]]] = []
         self.children: list[tuple[Entry, list[int], list[int]]] = []
         self._reading = reading
-        self._went: list[Holding] = []  # opens BY_CHILD_CONTROLLER that were closed, each at the step of that
+        self._went: list[Holding] = []  # opens BY_CHILD_CONTROLLER that were closed, each in the entry of that
         self._live: dict[tuple[str, Any], Holding] = {}
         self._managing: dict[tuple[str, int], int] = {}  # (agent, controller) → step of the Start()
         self._let_go: dict[
@@ -217,11 +217,11 @@ class Book:
             self._take("open", record[6][:4], step, record[6][4])
 
     def _close(self, step: int, record: RecordTuple) -> None:
-        holding = self._live.pop(("open", record[6][:4]), None)
+        holding = self._live.pop(("open", record[6]), None)
         if holding is not None and holding.size & BY_DRIVER:
             self._let_go[holding.agent, holding.key[3]] = step
         if holding is not None and holding.size & BY_CHILD_CONTROLLER:
-            self._went.append(holding._replace(step=step, entry=self._reading.around[step]))
+            self._went.append(holding._replace(entry=self._reading.around[step]))
 
     def _install(self, step: int, record: RecordTuple) -> None:
         if record[7] == 0:
@@ -374,7 +374,7 @@ class Book:
         if managed and self._let_go.get((agent, controller), -1) < entry.step:
             self.lies.append(entry)
             return
-        if self._managing.get((agent, controller), len(self._reading.records)) < entry.step:
+        if (started := self._managing.get((agent, controller))) is not None and started < entry.step:
             del self._managing[agent, controller]
         idle = all(manager != agent for manager, _ in self._managing)
         running = set(map(id, entry.outwards()))  # what code that goes on has taken, it may still give back

@@ -113,7 +113,7 @@ def _is_known_otherwise(book: Book, reading: Reading, step: int) -> bool:
     if name in ("FreePool", "FreePages"):
         return step + 1 < len(records) and records[step + 1][0] == _MEMORY and records[step + 1][3] > depth
     if name == "CloseProtocol":
-        return any(orphan.key == arguments[:4] for orphan, _ in book.orphans)
+        return any(orphan.key == arguments for orphan, _ in book.orphans)
     if name == "UninstallMultipleProtocolInterfaces":
         return step in book.held
     return False

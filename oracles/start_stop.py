@@ -206,7 +206,7 @@ def _restarts(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Find
     changed = [
         step
         for step in reading.steps_of(_OPERATION, _INJECTED)
-        if records[step][0] == _INJECTED or records[step][5] not in _UNCHANGED
+        if records[step][5] not in _UNCHANGED  # no call that can be made to fail has such a name
     ]
     until = changed[0] if changed else len(records)
     took = {entry.step: taken for entry, taken in book.starts}

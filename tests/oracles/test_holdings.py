@@ -223,8 +223,8 @@ def test_what_the_entry_point_takes_is_due_at_unload() -> None:
     with story.entry("EntryPoint"):
         for service in ("AllocatePool", "CreateEvent", "InstallProtocolInterface", "OpenProtocol", "AllocatePages"):
             story.service(service)
-    story.entry("Start")
-    story.entry("Stop")
+    story.entry("Start", BUS, EfiStatus.SUCCESS, 30, None)
+    story.entry("Stop", BUS, EfiStatus.SUCCESS, 30, ())
     story.entry("Unload", BUS, EfiStatus.ACCESS_DENIED)
     assert kept(story) == []
     story.entry("Unload")
@@ -447,3 +447,61 @@ def test_what_only_xenstored_can_take_back_is_not_due_where_it_does_not_answer(o
     story.operation("disconnect")
     story.entry("Stop", BLOCK)
     assert [each[0] for each in kept(story)] == left
+
+
+def test_only_opens_by_driver_make_a_lie() -> None:
+    """Where only an EXCLUSIVE open is left, it was forgotten; closing only that one is a lie all the same."""
+    exclusive = (CONTROLLER, guids.DEVICE_PATH_PROTOCOL, BINDING, CONTROLLER)
+    story = Story()
+    with story.entry("Start"):
+        story.service("OpenProtocol", BUS, EfiStatus.SUCCESS, *exclusive, EXCLUSIVE)
+    story.entry("Stop")
+    assert (len(book_of(story.reading).lies), [each[0] for each in kept(story)]) == (0, ["open"])
+    story = Story()
+    with story.entry("Start"):
+        story.service("OpenProtocol")
+        story.service("OpenProtocol", BUS, EfiStatus.SUCCESS, *exclusive, EXCLUSIVE)
+    with story.entry("Stop"):
+        story.service("CloseProtocol", BUS, EfiStatus.SUCCESS, *exclusive)
+    assert (len(book_of(story.reading).lies), kept(story)) == (1, [])
+
+
+def test_a_lie_may_come_as_early_as_a_trace_begins() -> None:
+    """The open is the first record, the Stop the second."""
+    story = Story()
+    story.service("OpenProtocol")
+    story.entry("Stop")
+    assert len(book_of(story.reading).lies) == 1
+
+
+def test_a_stop_that_has_let_go_once_may_lie_the_next_time() -> None:
+    """What was closed before that Stop says nothing about it."""
+    story = Story()
+    with story.entry("Start"):
+        story.service("OpenProtocol")
+        story.service("CloseProtocol")
+        story.service("OpenProtocol")
+    story.entry("Stop")
+    assert len(book_of(story.reading).lies) == 1
+
+
+def test_a_front_end_belongs_to_the_code_that_brought_it_up() -> None:
+    """Initialised in Start, Connected in a notification: it is due at the Stop of that controller."""
+    story = Story()
+    with story.entry("Start", BLOCK):
+        story.frontend(1, 3)
+    story.entry("Start", BLOCK, EfiStatus.SUCCESS, CHILD, None)
+    with story.notification(BLOCK):
+        story.frontend(3, 4)
+    story.entry("Stop", BLOCK)
+    assert kept(story) == [("device", DISK, BLOCK, "Stop")]
+
+
+def test_what_has_a_number_like_an_attribute_is_no_open() -> None:
+    """Eight pages are no child, sixteen no driver's open, when a handle goes or a Stop comes."""
+    story = Story()
+    with story.entry("Start"):
+        story.service("InstallMultipleProtocolInterfaces")
+        story.service("AllocatePages", BUS, EfiStatus.SUCCESS, 0, 4, 8, 0, value=(0, 0, 0, CHILD))
+        story.service("UninstallMultipleProtocolInterfaces")
+    assert book_of(story.reading).orphans == []

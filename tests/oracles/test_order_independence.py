@@ -141,3 +141,28 @@ def test_the_final_state_is_what_the_last_records_say() -> None:
         "take-over of store": "OK",
         "take-over of device/vbd/0": "in the way",
     }
+
+
+def test_runs_without_an_exit_are_compared_from_their_first_step() -> None:
+    """There is no step of the exit to point at."""
+
+    def resets(story: Story) -> None:
+        story.reset("ring", 0)
+
+    def nothing(story: Story) -> None:
+        story.operation()
+
+    (finding,) = compare([told("edk2", nothing), told("fifo", resets)])
+    assert (finding.rule, finding.step) == ("state-differs", 0)
+
+
+def test_a_state_that_differs_is_told_at_the_exit() -> None:
+    """As a verdict is."""
+
+    def other(story: Story) -> None:
+        clean(story)
+        story.reset("ring", 0)
+
+    runs = [told("edk2", clean), told("fifo", other)]
+    (finding,) = compare(runs)
+    assert runs[0].trace.records[finding.step][5] == "exit-group"

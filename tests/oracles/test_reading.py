@@ -152,11 +152,9 @@ def test_entries_end_before_what_comes_behind_them() -> None:
         5,
         "Stop",
     ]
-    assert [
-        each if isinstance(each, int) else each.name for each in reading.merged(reading.entries_of("Stop"), "Stall")
-    ] == [
-        *(3, 5, "Stop"),
-    ]
+    for name, expected in (("Stop", [3, 5, "Stop"]), ("Start", ["Start", 3, 5])):
+        merged = reading.merged(reading.entries_of(name), "Stall")
+        assert [each if isinstance(each, int) else each.name for each in merged] == expected
 
 
 @pytest.mark.parametrize("opener", ["RestoreTPL", "ExitBootServices", "LoadImage", "StartImage", "UnloadImage"])

@@ -7,6 +7,7 @@ import pytest
 from oracles.start_stop import check
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi import guids
+from reference_impl.uefi.definitions import BY_DRIVER, EXCLUSIVE
 from reference_impl.uefi.status import EfiStatus
 from tests.oracles.stories import BLOCK, BUS, CHILD, CONTROLLER, FOR_CHILD, LOADER, SECOND_CHILD, Story
 
@@ -427,3 +428,37 @@ def test_records_that_are_no_drivers_are_passed_over() -> None:
     story.add(Kind.XENBUS_STATE, "backend", "device/vbd/0", (2, 4))
     story.service("InstallProtocolInterface", "firmware", SUCCESS, 12, guids.DRIVER_BINDING_PROTOCOL, 0, 1)
     assert signatures(story) == []
+
+
+def test_other_opens_are_no_children() -> None:
+    """What the bus has open EXCLUSIVE for a child, or closes for itself, is none of the children that Stop names."""
+    story = bus_with_two_children()
+    story.service("OpenProtocol", BUS, SUCCESS, CONTROLLER, "guid", FOR_CHILD[2], CHILD, EXCLUSIVE)
+    story.service("OpenProtocol", BUS, SUCCESS, 20, "guid", FOR_CHILD[2], 20, BY_DRIVER)
+    with story.entry("Stop", BUS, SUCCESS, CONTROLLER, (CHILD,)):
+        story.service("CloseProtocol", BUS, SUCCESS, *FOR_CHILD[:3], CHILD)
+        story.service("CloseProtocol", BUS, SUCCESS, 20, "guid", FOR_CHILD[2], 20)
+    assert signatures(story) == []
+
+
+def test_the_outermost_driver_is_told_however_deep_it_is() -> None:
+    """Three drivers inside one another: the one whose notification it is."""
+    story = Story()
+    for agent in (BLOCK, "Other"):
+        story.entry("Start", agent)
+    with story.exit(), story.notification(), story.entry("Stop", BLOCK):
+        story.entry("Stop", "Other")
+    assert {finding.agent for finding in check(story.reading)} == {BUS}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"), [(BY_DRIVER, False), (BY_DRIVER | EXCLUSIVE, False), (EXCLUSIVE, True)]
+)
+def test_what_is_left_open_by_driver_makes_the_core_stop(attributes: int, told: bool) -> None:
+    """The core takes the driver for one that manages; an open of another sort does not say so, nor does memory."""
+    story = Story()
+    with story.entry("Start", BUS, FAILED):
+        story.service("OpenProtocol", BUS, SUCCESS, *FOR_CHILD[:3], CONTROLLER, attributes)
+        story.service("AllocatePages", BUS, SUCCESS, 0, 4, BY_DRIVER, 0)
+    story.entry("Stop", BUS, FAILED)
+    assert signatures(story) == (["stop-not-started/DxeCore/Stop"] if told else [])
