@@ -243,3 +243,12 @@ def test_a_reset_before_any_use_starts_no_use_after_it() -> None:
 def test_no_reset_is_missed_without_the_runtime_phase(trace) -> None:
     """As long as the operating system does not own the machine, the reset can still come."""
     assert all(finding.rule != "missed-reset" for finding in check(Reading(trace)))
+
+
+def test_what_the_operating_system_does_hides_nothing() -> None:
+    """Its reset comes first, a driver's second one behind it."""
+    story = Story()
+    story.reset("ring", 1, "os")
+    story.reset("ring", 1)
+    story.reset("ring", 1)
+    assert story.signatures() == ["connection-reset/double-reset/XenBusDxe/ring"]

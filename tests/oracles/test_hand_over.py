@@ -113,3 +113,12 @@ def test_every_record_of_the_phase_counts() -> None:
         story.trace.phase = int(Phase.RUNTIME)
         story.take_over("memory-map", "the map is stale")
         assert [finding.agent for finding in check(story.reading)] == [BLOCK]
+
+
+def test_what_is_fine_or_the_environments_hides_nothing() -> None:
+    """A step that succeeded, and one for which a third party is responsible, come first."""
+    story = exited()
+    story.take_over("memory-map", "OK")
+    story.take_over("grant-table", "in use", "third-party", 8, "device/vbd/0")
+    story.take_over("device/vif/0", "backend is Closing", BLOCK)
+    assert story.signatures() == ["hand-over/device/XenPvBlkDxe/vif"]

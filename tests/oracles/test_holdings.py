@@ -505,3 +505,14 @@ def test_what_has_a_number_like_an_attribute_is_no_open() -> None:
         story.service("AllocatePages", BUS, EfiStatus.SUCCESS, 0, 4, 8, 0, value=(0, 0, 0, CHILD))
         story.service("UninstallMultipleProtocolInterfaces")
     assert book_of(story.reading).orphans == []
+
+
+def test_what_is_taken_inside_of_a_start_is_not_always_its_own() -> None:
+    """Not what a notification takes that runs in it, nor what the bus takes for itself."""
+    story = Story()
+    story.entry("Supported")
+    with story.entry("Start", BLOCK, EfiStatus.DEVICE_ERROR):
+        with story.entry("Notify", BLOCK):
+            story.service("AllocatePool", BLOCK)
+        story.service("CreateEvent")
+    assert kept(story) == []

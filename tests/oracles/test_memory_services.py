@@ -158,3 +158,48 @@ def test_direct_calls_are_exactly_the_drivers_calls_of_the_phase(trace: Trace) -
     found = [(finding.agent, finding.subject) for finding in check(Reading(trace)) if finding.rule == "direct-call"]
     assert set(found) == seen
     assert len(found) == len(seen)
+
+
+def test_what_a_third_party_causes_in_its_notification_is_not_told() -> None:
+    """A driver's Stop in it did not choose when to run; what comes before, behind, around and further inside did."""
+    story = Story()
+    services = iter(("AllocatePool", "FreePool", "AllocatePages", "FreePages", "GetMemoryMap"))
+    story.entry("Start", BLOCK)
+    with story.exit():
+        with story.notification():
+            story.service(next(services))
+            with story.service("RestoreTPL"), story.entry("Notify", "third-party"):
+                with story.entry("Stop", BLOCK):
+                    story.service("AllocatePool", BLOCK)
+                    story.service("CreateEvent", BLOCK, EfiStatus.OUT_OF_RESOURCES)
+                with story.entry("Notify", BLOCK):
+                    story.service(next(services), BLOCK)
+                story.service("AllocatePages", BLOCK)
+            story.service(next(services))
+        with story.notification("third-party"):
+            story.service("FreePool")
+        story.service(next(services))
+        story.add(Kind.HYPERCALL, BUS, "Notify")
+        story.service(next(services))
+    assert [(finding.agent, finding.subject) for finding in check(story.reading)] == [
+        *(
+            (BUS, "AllocatePool"),
+            (BLOCK, "FreePool"),
+            (BUS, "AllocatePages"),
+            (BUS, "FreePages"),
+            (BUS, "GetMemoryMap"),
+        ),
+    ]
+
+
+def test_a_core_that_notifies_in_each_attempt_is_judged_in_each() -> None:
+    """Between the attempts memory services are free."""
+    story = Story()
+    for service in ("AllocatePool", "FreePool"):
+        story.trace.phase = int(Phase.EXIT)
+        with story.notification():
+            story.service(service)
+        for phase in (Phase.CHECK, Phase.FAILED, Phase.RETRY):
+            story.trace.phase = int(phase)
+            story.service("AllocatePages")
+    assert [finding.subject for finding in check(story.reading)] == ["AllocatePool", "FreePool"]

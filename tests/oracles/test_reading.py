@@ -23,7 +23,7 @@ def test_start_of_is_the_first_record_of_the_phase(trace: Trace) -> None:
 
 def test_start_of_refuses_phases_that_come_again() -> None:
     """With a retry CHECK follows RETRY, so a binary search for one of them would find anything."""
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"^the phases before them come again with every attempt$"):
         start_of([], Phase.CHECK)
 
 
@@ -236,3 +236,13 @@ def test_an_entry_knows_how_it_ended() -> None:
     assert [entries[step].is_of_the_environment for step in range(5)] == [True, True, False, False, False]
     assert entries[2].ending == "Stop() of XenBusDxe answered EFI_DEVICE_ERROR"
     assert entries[3].controller == 2
+
+
+def test_nesting_is_told_by_depth_alone() -> None:
+    """Neighbours are as deep; the phase does not matter."""
+    story = Story()
+    story.trace.phase = int(Phase.EXIT)
+    with story.service("Stall"):
+        story.service("Stall")
+        story.service("Stall")
+    assert [opens(story.trace.records, step) for step in range(3)] == [True, False, False]

@@ -462,3 +462,14 @@ def test_what_is_left_open_by_driver_makes_the_core_stop(attributes: int, told: 
         story.service("AllocatePages", BUS, SUCCESS, 0, 4, BY_DRIVER, 0)
     story.entry("Stop", BUS, FAILED)
     assert signatures(story) == (["stop-not-started/DxeCore/Stop"] if told else [])
+
+
+def test_what_the_environment_starts_hides_no_restart() -> None:
+    """A third party's Start comes first, and then one that fails."""
+    story = Story()
+    story.entry("Start")
+    story.entry("Stop")
+    with story.entry("Notify", "third-party"):
+        story.entry("Start", BUS, FAILED)
+    story.entry("Start", BUS, FAILED)
+    assert signatures(story) == ["restart-differs/XenBusDxe/Start"]
