@@ -11,7 +11,6 @@ the fuzzer is blind; `EBSFUZZ_GUIDANCE=none` the state features alone.
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib
 import os
 import pkgutil
@@ -92,8 +91,8 @@ def fuzz(
     arguments    of libFuzzer, without the program's name; they win over the target's and the engine's own
     on_verdict   called after every run with the scenario, its bytes and its verdict, whose trace is emptied when it
                  returns. What it raises ends the process as a crash (exit status 77).
-    beginning    an empty folder: the run begins with generated scenarios, as many as the target's profile says, and
-                 those with something new in them are left there for libFuzzer. None: with what the corpora have.
+    beginning    an empty folder for generated scenarios, which the run begins with besides what the corpora have; None
+                 for none
     mutate       False: libFuzzer's own mutation of bytes instead of ours of operations, for comparison
 
     Raises EngineMissing before anything has run.
@@ -132,13 +131,8 @@ class Run:
         gc.freeze()
         gc.disable()
         if beginning is not None:
-            runs = _number(given, "-runs", -1)
-            count = self.target.profile.beginning if runs < 0 else min(self.target.profile.beginning, runs // 2)
-            self._begin(beginning, count, _number(given, "-seed", secrets.randbits(32)))
-            if str(beginning) not in given:
-                given.append(str(beginning))
-            if runs >= 0:
-                given.append(f"-runs={runs - count}")
+            self._generate(beginning, _number(given, "-runs", -1), _number(given, "-seed", secrets.randbits(32)))
+            given += [str(beginning), "-prefer_small=0"]  # what is smallest is not what is found soonest
         own_ways = {"custom_mutator": self.mutator.custom_mutator, "custom_crossover": self.mutator.custom_crossover}
         atheris.Setup([program, *defaults, *given], self.one_input, **(own_ways if mutate else {}))
         atheris.Fuzz()
@@ -148,42 +142,34 @@ class Run:
         faults = INSTRUMENTED_FAULTS if self.mutator.fault != "" else ()
         return INSTRUMENTED[self.target.world] + faults
 
-    def _begin(self, folder: Path, count: int, seed: int) -> None:
-        """Run `count` generated scenarios, and write those with something new in them into `folder`.
+    def _generate(self, folder: Path, runs: int, seed: int) -> None:
+        """Write generated scenarios into `folder`: as many as the profile says, half of the `runs` at most, -1 is no limit.
 
         What is found soon is found soonest this way: mutation is worth its while only when there is something to mutate.
         """
-        for number in range(count):
-            data = self.mutator.generated(seed + number)
-            if self._run(data, lambda counter: None):
-                # Named as libFuzzer names what it keeps: the folder may be that of its own corpus.
-                (folder / hashlib.sha1(data, usedforsecurity=False).hexdigest()).write_bytes(data)
+        count = self.target.profile.beginning
+        for number in range(count if runs < 0 else min(count, runs // 2)):
+            (folder / f"{number:06}.bin").write_bytes(self.mutator.generated(seed + number))
 
     def one_input(self, data: bytes) -> None:
         """Run one input. Everything that is raised here is a crash to libFuzzer."""
         if self.mutator.failure is not None:
             raise self.mutator.failure
-        # Looked up anew: atheris replaces the function when fuzzing begins.
-        self._run(data, self._atheris._trace_branch)
-
-    def _run(self, data: bytes, hit: Callable[[int], None]) -> bool:
-        """Run one input; whether it showed something new. `hit` counts a feature for libFuzzer."""
         decoded = codec.decode(data)
         scenario = self.mutator.pinned(decoded)
         if scenario is not decoded:
             data = codec.encode(scenario)
         verdict = self.target.run(scenario)
         self.executions += 1
-        new = False
         if self._guidance is not None:
-            new = self._guidance.feed(data, verdict.trace, hit)
+            # Looked up anew: atheris replaces the function when fuzzing begins.
+            self._guidance.feed(data, verdict.trace, self._atheris._trace_branch)
             if self.executions == _RUNS_BEFORE_FEEDBACK and not self._guidance.distinct:
                 raise BlindError(f"no feedback in the first {self.executions} runs")
         self.on_verdict(data, scenario, verdict)
         verdict.trace.records.clear()
         if self.executions % RUNS_PER_COLLECTION == 0:
             gc.collect()
-        return new
 
 
 def _number(arguments: list[str], option: str, otherwise: int) -> int:

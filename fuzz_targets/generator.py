@@ -70,7 +70,7 @@ class Profile(NamedTuple):
     exits: tuple[int, ...] = (1,)
     shuffle: float = 0.0
     deep_shuffle: float = 0.0
-    beginning: int = 500
+    beginning: int = 200
 
 
 _PLATFORM_WEIGHTS = {
@@ -113,6 +113,7 @@ PROFILES: dict[str, Profile] = {
         exits=(0, 4, 4, 2, 1),
         shuffle=0.75,
         deep_shuffle=0.7,
+        beginning=80,  # each runs in several orders
     ),
     "efi_image": Profile(
         _PLATFORM_WEIGHTS,
@@ -123,7 +124,7 @@ PROFILES: dict[str, Profile] = {
         exits=(2, 14, 3),
         shuffle=0.3,
         deep_shuffle=0.1,
-        beginning=50,  # a run of real drivers takes ten times as long
+        beginning=30,  # a run of real drivers takes ten times as long
     ),
     "boot_services": Profile({"call": 40, "fail": 4, "time": 2, "allocate": 2, "exit": 1}, body_mean=12),
     "xenstore_ring": Profile({"ask": 6, "answer": 8, "skew": 2, "fail": 1}, body_mean=8),

@@ -225,16 +225,11 @@ class Guidance:
         self.archive = Archive()
         self.distinct: set[int] = set()
 
-    def feed(self, data: bytes, trace: Trace, hit: Callable[[int], None]) -> bool:
-        """Hit the counter of every feature of `trace` once; whether one of them is new.
-
-        `hit` is `atheris._trace_branch` of the moment.
-        """
+    def feed(self, data: bytes, trace: Trace, hit: Callable[[int], None]) -> None:
+        """Hit the counter of every feature of `trace` once. `hit` is `atheris._trace_branch` of the moment."""
         base = self._base
         found = self._features.of(trace)
-        new = not found <= self.distinct
         self.distinct |= found
         self.archive.keep(data, found, self._features.groups)
         for number in found:
             hit(base + number)
-        return new
