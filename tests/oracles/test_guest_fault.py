@@ -87,3 +87,24 @@ def test_a_dead_loop_is_known_by_the_entry_point_that_it_keeps(place):
     (finding,) = check(Reading(story.trace))
     assert finding.signature == "guest-fault/dead-loop/XenBusDxe/Stop"
     assert place in finding.seen
+
+
+def test_the_whole_way_is_told():
+    """Every caller, from the inside out."""
+    assert found("halt", 0, "XenBusDxe+0x1", "XenBusDxe+0x2", "XenBusDxe+0x3").seen == (
+        "XenBusDxe: halt, at XenBusDxe+0x1, called from XenBusDxe+0x2, XenBusDxe+0x3."
+    )
+
+
+def test_a_loop_outside_of_any_entry_is_told_by_its_place():
+    """There is no entry point that it keeps from coming back."""
+    finding = found("dead-loop", "XenBusDxe+0x80", kind=Kind.STUCK)
+    assert finding.subject == "XenBusDxe+0x80"
+    assert finding.seen == "XenBusDxe: a loop that nothing can end, at XenBusDxe+0x80."
+
+
+def test_a_stray_port_is_told_with_its_number():
+    """And with the instruction."""
+    assert found("in", 0x510, "XenBusDxe+0x80", kind=Kind.STRAY).seen == (
+        'XenBusDxe: "in" with port 0x510, where nothing is, at XenBusDxe+0x80.'
+    )
