@@ -237,8 +237,9 @@ def read(folder: Path) -> CampaignRecord:
     if not path.is_file():
         raise UsageProblem(f"{folder}: no campaign: {FILE} is missing")
     with _readable(path):
-        # `nolock` is not wanted: a reader must not see half a commit.
-        connection = sqlite3.connect(path.absolute().as_uri() + "?mode=ro", uri=True, timeout=_WAIT_S)
+        # `nolock` is not wanted: a reader must not see half a commit. What a killed writer left of one is rolled back by
+        # the next connection that may write, so a reader may where it can; SQLite opens a file read-only elsewhere.
+        connection = sqlite3.connect(path.absolute().as_uri() + "?mode=rw", uri=True, timeout=_WAIT_S)
         try:
             connection.row_factory = sqlite3.Row
             connection.execute("BEGIN")  # one state for all that follows
