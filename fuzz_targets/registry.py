@@ -123,7 +123,13 @@ TARGETS: dict[str, Target] = {
             arguments=("-seed=1", "-runs=2000", "-use_cmp=0", "-entropic=0"),
             mutates=False,
             known=tuple(
-                ("disconnect", known) for known in ("memory-services/", "hand-over/", "start-stop/stop-during-exit/")
+                ("disconnect", known)
+                for known in (
+                    "memory-services/",
+                    "hand-over/",
+                    "start-stop/stop-during-exit/",
+                    "tpl/too-high/XenBusDxe/WaitForEvent",
+                )
             ),
         ),
         Target(

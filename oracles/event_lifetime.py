@@ -6,11 +6,13 @@
   data are gone (§7.4.3, §11.1). What is due when is said in `holdings`.
 * EFI_EVENT_GROUP_EXIT_BOOT_SERVICES and EFI_EVENT_GROUP_BEFORE_EXIT_BOOT_SERVICES are the firmware's to signal, each
   once (§7.4.6), and each member is notified once for it. Who signals a member signals the whole group, and answers for
-  it. An attempt to exit that signals the group anew, as a core of old does, is the environment's doing.
+  it; so does who has it signalled. An attempt to exit that signals the group anew, as a core of old does, is the
+  environment's doing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from oracles.finding import Finding, Rule
@@ -62,15 +64,10 @@ def _of_closed(reading: Reading) -> list[Finding]:
     closed: dict[int, int] = {}
     for step in reading.steps_of("CloseEvent", *_USES):
         _, agent, _, _, _, name, arguments, status, _ = records[step]
-        events = arguments[:1]
-        if name == "WaitForEvent":
-            events = arguments[0]
-        elif name == "RegisterProtocolNotify":
-            events = arguments[1:2]
-        elif name == "CloseEvent" and status == EfiStatus.SUCCESS:
-            closed[events[0]] = step
+        if name == "CloseEvent" and status == EfiStatus.SUCCESS:
+            closed[arguments[0]] = step
             continue
-        for event in events:
+        for event in _events(name, arguments):
             if agent not in PLATFORM_AGENTS and event in closed and records[closed[event]][1] not in PLATFORM_AGENTS:
                 rule = "double-close" if name == "CloseEvent" else "use-after-close"
                 seen = (
@@ -100,21 +97,43 @@ def _notified_twice(reading: Reading) -> list[Finding]:
     return findings
 
 
+_SIGNALLING = (EfiStatus.SUCCESS, EfiStatus.NOT_READY, None)
+"""Answers of services that may have signalled an event: of CheckEvent the second, of a wait without end the third."""
+
 _ORDINALS = {1: "first", 2: "second", 3: "third"}
 
 
 def _who_signalled(reading: Reading, group: str, before: int) -> tuple[str, str]:
-    """Who signalled a member of the group last, besides the firmware; the core itself where nobody did."""
+    """Who signalled a member of the group last, or had it signalled, besides the firmware; the core itself if nobody did.
+
+    A configuration table signals the group of its GUID (UEFI 2.10 §7.5.6). A timer, a registration for a protocol and a
+    wait with EVT_NOTIFY_WAIT notify later, whenever their time comes: whoever asked for that answers for it.
+    """
     records = reading.records
     members = {
         records[step][8]
         for step in reading.steps_of("CreateEvent", "CreateEventEx")
         if _group_of(records[step][6]) == group
     }
-    for step in reversed(reading.steps_of("SignalEvent")):
-        if step < before and records[step][6][0] in members:
-            return records[step][1], f"; {records[step][1]} had signalled the group in step {step}"
+    for step in sorted(reading.steps_of("InstallConfigurationTable", *_USES), reverse=True):
+        _, agent, _, _, _, name, arguments, status, _ = records[step]
+        if step > before or status not in _SIGNALLING:
+            continue
+        meant = (
+            (arguments[0] == group) if name == "InstallConfigurationTable" else members & {*_events(name, arguments)}
+        )
+        if meant:
+            how = "had signalled the group" if name == "SignalEvent" else f"had called {name} for the group"
+            return agent, f"; {agent} {how} in step {step}"
     return "DxeCore", ", and nobody had signalled the group again"
+
+
+def _events(service: str, arguments: tuple[Any, ...]) -> Sequence[Any]:
+    """The events that a service was called with."""
+    if service == "WaitForEvent":
+        events: Sequence[Any] = arguments[0]
+        return events
+    return arguments[1:2] if service == "RegisterProtocolNotify" else arguments[:1]
 
 
 def _group_of(arguments: tuple[Any, ...]) -> str:

@@ -48,7 +48,7 @@ NAMES = frozenset(
     {
         *("AllocatePool", "FreePool", "AllocatePages", "FreePages"),
         *("CreateEvent", "CreateEventEx", "CloseEvent", "SignalEvent", "WaitForEvent", "CheckEvent", "SetTimer"),
-        "Stall",
+        *("Stall", "InstallConfigurationTable"),
         *("InstallProtocolInterface", "InstallMultipleProtocolInterfaces", "ReinstallProtocolInterface"),
         *("UninstallProtocolInterface", "UninstallMultipleProtocolInterfaces", "RegisterProtocolNotify"),
         *("OpenProtocol", "CloseProtocol", "OpenProtocolInformation", "HandleProtocol"),
@@ -62,9 +62,7 @@ NAMES = frozenset(
 
 _CHANGES = frozenset((int(Kind.OPERATION), int(Kind.RESET), int(Kind.XENBUS_STATE)))
 
-_OPENERS = frozenset(
-    {"RestoreTPL", "ExitBootServices", "LoadImage", "StartImage", "UnloadImage", "InstallConfigurationTable"}
-)
+_OPENERS = frozenset({"RestoreTPL", "ExitBootServices", "LoadImage", "StartImage", "UnloadImage"})
 """Services that nobody asks about, in which driver code may run. All others of that sort are in `NAMES`."""
 
 

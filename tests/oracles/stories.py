@@ -61,6 +61,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], Any]] = {
     "LoadImage": (("Other",), 12),
     "StartImage": ((12,), None),
     "UnloadImage": ((12,), None),
+    "InstallConfigurationTable": ((guids.EVENT_GROUP_EXIT_BOOT_SERVICES, POOL), None),
     "Stall": ((100,), None),
     "RaiseTPL": ((16,), 4),
     "RestoreTPL": ((4,), None),

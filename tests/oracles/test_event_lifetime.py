@@ -147,6 +147,51 @@ def test_who_signals_a_member_answers_for_the_whole_group(create: str, group: st
     assert findings[0].seen.endswith("; XenBusDxe had signalled the group in step 2.")
 
 
+@pytest.mark.parametrize(
+    ("service", "arguments"),
+    [
+        ("InstallConfigurationTable", (EXIT_GROUP, 0x2000)),
+        ("RegisterProtocolNotify", (guids.XENIO_PROTOCOL, EVENT)),
+        ("SetTimer", (EVENT, 2, 0)),
+        ("CheckEvent", (EVENT,)),
+        ("WaitForEvent", ((EVENT + 5, EVENT),)),
+    ],
+)
+def test_who_has_the_group_signalled_answers_for_it(service: str, arguments: tuple[object, ...]) -> None:
+    """Every way in which the core comes to notify a member; a call that was refused, or that came later, is none."""
+    story = Story()
+    story.service("CreateEvent", BLOCK)
+    story.service(service, BUS, EfiStatus.SUCCESS, *arguments)
+    story.service(service, BLOCK, REFUSED, *arguments)
+    with story.notification(BLOCK, 8, EVENT, EXIT_GROUP):
+        pass
+    story.service(service, BLOCK, EfiStatus.SUCCESS, *arguments)
+    (finding,) = check(story.reading)
+    assert finding.agent == BUS
+    assert finding.seen.endswith(f"; XenBusDxe had called {service} for the group in step 1.")
+
+
+@pytest.mark.parametrize("status", [EfiStatus.NOT_READY, None])
+def test_a_check_that_finds_nothing_and_a_wait_without_end_may_notify(status: EfiStatus | None) -> None:
+    """The notification of an event to wait for runs while it is waited for."""
+    story = Story()
+    story.service("CreateEvent", BLOCK)
+    story.service("CheckEvent", BUS, status)
+    with story.notification(BLOCK, 8, EVENT, EXIT_GROUP):
+        pass
+    assert [finding.agent for finding in check(story.reading)] == [BUS]
+
+
+def test_a_configuration_table_signals_only_the_group_that_it_is_named_for() -> None:
+    """Another table explains nothing."""
+    story = Story()
+    story.service("CreateEvent", BLOCK)
+    story.service("InstallConfigurationTable", BUS, EfiStatus.SUCCESS, BEFORE_GROUP, EVENT)
+    with story.notification(BLOCK, 8, EVENT, EXIT_GROUP):
+        pass
+    assert [finding.agent for finding in check(story.reading)] == ["DxeCore"]
+
+
 def test_signalling_an_event_of_another_group_explains_nothing() -> None:
     """It is not the member of that group."""
     story = Story()
