@@ -532,13 +532,14 @@ class Campaign:
     def _minimize_a_corpus(self) -> bool:
         """Have a corpus made small that has grown, in the place of a worker; whether there is one.
 
-        Not at the beginning of a session, nor at its end: that time is for fuzzing.
+        Not at the beginning of a session, nor at its end: that time is for fuzzing. Nor for a design that is done.
         """
         rest = self._schedule.seconds
         if self._started_here < self._jobs or (rest is not None and rest - self._elapsed() < MINIMIZE_CORPUS_S):
             return False
         for design, corpus in self._corpora.items():
-            if len(corpus.sizes) >= self._grown[design] and not any(one.design == design for one in self._minimizers):
+            busy = any(one.design == design for one in self._minimizers)
+            if len(corpus.sizes) >= self._grown[design] and self._schedule.goes_on(design) and not busy:
                 self._minimizers.append(CorpusMinimizer(design, corpus.folder))
                 return True
         return False

@@ -69,7 +69,7 @@ class Schedule:
             if rest < 1:
                 return None
             seconds = min(seconds, rest)
-        waiting = [name for name, share in self._shares.items() if share.left != 0 and not share.given_up]
+        waiting = [name for name in self._shares if self.goes_on(name)]
         if not waiting:
             return None
         design = min(waiting, key=self._turn)
@@ -93,6 +93,11 @@ class Schedule:
     def give_up(self, design: str) -> None:
         """Give out nothing more of a design."""
         self._shares[design].given_up = True
+
+    def goes_on(self, design: str) -> bool:
+        """Whether a design still has runs to be given out."""
+        share = self._shares[design]
+        return share.left != 0 and not share.given_up
 
     def _turn(self, design: str) -> tuple[int, float, int]:
         share = self._shares[design]

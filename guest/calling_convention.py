@@ -16,7 +16,7 @@ calls that nest.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from guest.machine import ANSWER, CODE, EXECUTE, MAILBOX, PAGE, READ, WRITE, Machine, Trap
@@ -28,8 +28,20 @@ STACK_ARGUMENTS = (
 
 _CALL = MAILBOX + 64  # arguments, and behind them the function
 _CALL_ANSWER = _CALL + 72
+_I32 = struct.Struct("<i")
 _CALL_WORDS = struct.Struct("<9Q")
 _TRAP_SIZE = 64
+_TRAP_BEGIN = b"\x49\xba" + struct.pack("<Q", MAILBOX)  # mov r10, MAILBOX; then arguments are put there
+_TRAP_MIDDLE = (
+    b"\x49\x89\x62\x20"  # mov [r10+0x20], rsp
+    b"\x48\x8b\x04\x24"  # mov rax, [rsp]
+    b"\x49\x89\x42\x28"  # mov [r10+0x28], rax
+    b"\xba"  # mov edx, the port
+)
+_TRAP_END = (
+    b"\xed"  # in eax, dx
+    b"\x48\xa1" + struct.pack("<Q", ANSWER) + b"\xc3"  # mov rax, [ANSWER]; ret
+)
 _CODE_PAGES = 8
 _SCRATCH = MAILBOX - 0x10000
 _SCRATCH_END = MAILBOX
@@ -113,9 +125,12 @@ class CallingConvention:
             b"\x49\xc7\x42\x18\x00\x00\x00\x00",  # mov qword [r10+0x18], 0
         )
 
-    def write_jump(self, address: int, target: int) -> None:
-        """Let a jump to `target` stand at `address`, which is part of the code that the guest sees."""
-        self.machine.write(address, b"\xe9" + struct.pack("<i", target - address - 5))
+    def write_jumps(self, address: int, targets: Sequence[int], distance: int) -> None:
+        """Let a jump to each of `targets` stand at every `distance` bytes from `address`, in code that the guest sees."""
+        places = range(address, address + len(targets) * distance, distance)
+        jumps = zip(places, targets, strict=True)
+        code = [(b"\xe9" + _I32.pack(target - place - 5)).ljust(distance, b"\0") for place, target in jumps]
+        self.machine.write(address, b"".join(code))
 
     def reserve(self, size: int, alignment: int = 16) -> int:
         """Room in the code that the guest sees."""
@@ -136,23 +151,12 @@ class CallingConvention:
 
     def _trap(self, handler: Trap, spill: bytes) -> int:
         port = self.machine.add_trap(handler)
-        return self.write(
-            b"\x49\xba"  # mov r10, MAILBOX
-            + struct.pack("<Q", MAILBOX)
-            + spill
-            + b"\x49\x89\x62\x20"  # mov [r10+0x20], rsp
-            b"\x48\x8b\x04\x24"  # mov rax, [rsp]
-            b"\x49\x89\x42\x28"  # mov [r10+0x28], rax
-            b"\xba"  # mov edx, port
-             + struct.pack("<I", port) + b"\xed"  # in eax, dx
-            b"\x48\xa1"  # mov rax, [ANSWER]
-             + struct.pack("<Q", ANSWER) + b"\xc3"  # ret
-        )
+        return self.write(_TRAP_BEGIN + spill + _TRAP_MIDDLE + _I32.pack(port) + _TRAP_END)
 
     def write(self, code: bytes, otherwise: int = 0) -> int:
         """Write code that the guest may call, with a jump to `otherwise` behind it. Gives its address."""
         address = self.reserve(len(code) + 5)
         self.machine.write(address, code)
         if otherwise:
-            self.write_jump(address + len(code), otherwise)
+            self.write_jumps(address + len(code), [otherwise], 5)
         return address

@@ -114,12 +114,19 @@ class Image:
     headers: bytes = field(repr=False)
     headers_rva: int
     symbols: Symbols | None = field(default=None, repr=False, compare=False)
+    _laid_out: dict[int, bytes] = field(default_factory=dict, repr=False, compare=False)
 
-    def mapped(self, base: int) -> bytearray:
+    def mapped(self, base: int) -> bytes:
         """The image laid out and relocated for the address `base`: size_of_image bytes.
 
+        It is loaded at the same few addresses again and again, so what was made is kept.
         Raises ImageError where it cannot be loaded there.
         """
+        if base not in self._laid_out:
+            self._laid_out[base] = bytes(self._lay_out(base))
+        return self._laid_out[base]
+
+    def _lay_out(self, base: int) -> bytearray:
         delta = base - self.image_base
         if delta and not self.relocatable:
             _refuse(

@@ -50,6 +50,9 @@ STACK_SIZE = 0x10_0000
 CODE = STACK_END  # traps and images, up to CODE_END
 CODE_END = 0x1F40_0000
 
+_ALWAYS = {MAILBOX: PAGE, STACK_END - STACK_SIZE: STACK_SIZE}
+"""Memory that the guest sees in every world: address → size."""
+
 SPIN_BLOCKS = 5_000
 SPINS_MAX = 100
 WATCH_SECONDS = 3.0
@@ -177,8 +180,8 @@ class Machine:
 
     def _begin(self) -> None:
         """What every machine has from the beginning."""
-        self.map(MAILBOX, PAGE)
-        self.map(STACK_END - STACK_SIZE, STACK_SIZE)
+        for address, size in _ALWAYS.items():
+            self.map(address, size)
         self._uc.reg_write(self._sp, STACK_END - 64)
 
     def renew(self) -> None:
@@ -187,13 +190,14 @@ class Machine:
         That is of use only where the next world puts the same code at the same addresses. `settle` sees to it.
         """
         uc = self._uc
-        self._code = self.ram[CODE:CODE_END]
         self._kept.clear()
         for first, last, _ in list(uc.mem_regions()):
-            if CODE <= first < CODE_END:
-                self._kept[first] = last - first + 1
+            size = last - first + 1
+            if CODE <= first < CODE_END or _ALWAYS.get(first) == size:
+                self._kept[first] = size
             else:
-                uc.mem_unmap(first, last - first + 1)
+                uc.mem_unmap(first, size)
+        self._code = self.ram[CODE : max((first + size for first, size in self._kept.items()), default=CODE)]
         for memory in (self.ram, self._pool, self._special):
             memory.madvise(mmap.MADV_DONTNEED)
         self._handlers.clear()

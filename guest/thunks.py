@@ -16,7 +16,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from guest.calling_convention import CallingConvention
@@ -541,7 +541,11 @@ def _thunk(thunks: Thunks, service: str) -> Thunk:
     """The method for a service: `_allocate_pool` for "AllocatePool"."""
     if service in _NOT_MODELLED:
         return partial(thunks._miss, service)
-    name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in service)
-    name = name.replace("_t_p_l", "_tpl")
-    thunk: Any = getattr(thunks, name)
+    thunk: Any = getattr(thunks, _method(service))
     return thunk  # type: ignore[no-any-return]
+
+
+@cache
+def _method(service: str) -> str:
+    name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in service)
+    return name.replace("_t_p_l", "_tpl")

@@ -252,18 +252,14 @@ class HypercallPage:
         self._platform = platform
         self._calls: dict[str, Hypercalls] = {}
         self.address = convention.reserve(PAGE, PAGE)
-        unknown = convention.write_hypercall(lambda *_: ENOSYS)
-        for number in range(PAGE // HYPERCALL_SIZE):
-            convention.write_jump(self.address + number * HYPERCALL_SIZE, unknown)
-        for number, serve in (
-            (MEMORY_OP, self._memory_op),
-            (EVENT_CHANNEL_OP, self._event_channel_op),
-            (HVM_OP, self._hvm_op),
-        ):
-            self._write(convention, number, serve)
+        targets = [convention.write_hypercall(lambda *_: ENOSYS)] * (PAGE // HYPERCALL_SIZE)
+        targets[MEMORY_OP] = self._write(convention, self._memory_op)
+        targets[EVENT_CHANNEL_OP] = self._write(convention, self._event_channel_op)
+        targets[HVM_OP] = self._write(convention, self._hvm_op)
+        convention.write_jumps(self.address, targets, HYPERCALL_SIZE)
 
-    def _write(self, convention: CallingConvention, number: int, serve: Callable[[Hypercalls, int, int], int]) -> None:
-        """Let the hypercall `number` lead to `serve`. The one place where a refusal becomes a negative errno."""
+    def _write(self, convention: CallingConvention, serve: Callable[[Hypercalls, int, int], int]) -> int:
+        """Write what leads to `serve`; its address. The one place where a refusal becomes a negative errno."""
 
         def handler(operation: int, argument: int, _2: int, _3: int, _4: int, return_address: int) -> int:
             image = self._images.caller(return_address)
@@ -277,7 +273,7 @@ class HypercallPage:
             except HypercallError as error:
                 return error.errno
 
-        convention.write_jump(self.address + number * HYPERCALL_SIZE, convention.write_hypercall(handler))
+        return convention.write_hypercall(handler)
 
     def _memory_op(self, calls: Hypercalls, operation: int, argument: int) -> int:
         machine = self._machine

@@ -12,6 +12,11 @@ Machines are shared and noisy: ratios are taken inside a round, and medians over
 
 `scripts/bench --guest` measures real drivers (`guest_bench.py`), with ten runs for each round.
 
+`scripts/bench --minimize` compares what the minimizer leaves with the shrinkers of others (`minimize_bench.py`), on ten
+findings for each round; it ends with 1 where ours leaves more operations.
+
+`scripts/bench --restart` starts a campaign again that has 10,000 entries in its corpus, beside one that has few.
+
 `scripts/bench --feedback` fuzzes a fault that is six stages deep with and without feedback, over ten seeds.
 """
 
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import json
 import os
 import signal
@@ -29,6 +35,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from random import Random
 from types import FrameType
 from typing import Any
 
@@ -38,6 +45,7 @@ sys.path.insert(0, str(ROOT))
 WARM_UP = 200  # executions before the clock starts, in every engine
 CHAIN = "six-stage-chain"
 CHAIN_LIMIT = 20_000  # executions after which a seed counts as not found
+ENTRIES = 10_000  # of the corpus of a campaign that is begun again
 
 
 # ---- children: one process each, because atheris never gives a process back -----------------------------------------
@@ -294,6 +302,36 @@ def feedback(seeds: int) -> None:
         print(f"{name:<17} median {statistics.median(counts):,.0f} executions over {seeds} seeds")
 
 
+def restart(rounds: int) -> None:
+    """Print how long a campaign takes to begin again, to make a few executions and to end, by the size of its corpus."""
+    from fuzz_targets import codec
+    from fuzz_targets.generator import generate
+    from fuzz_targets.registry import TARGETS
+
+    target, random = TARGETS["lifecycle"], Random(1)
+    entries: dict[str, bytes] = {}
+    while len(entries) < ENTRIES:
+        data = codec.encode(generate(random, target, "reference-count"))
+        entries[hashlib.sha1(data).hexdigest()] = data
+    command = [sys.executable, "-m", "campaign.cli", "run", "--target", target.name, "--design", "reference-count"]
+    seconds: dict[str, list[float]] = {"few": [], "many": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in seconds:
+            subprocess.run([*command, "--runs", "100", "--out", f"{folder}/{name}"], check=True, capture_output=True)
+        for name, data in entries.items():
+            Path(folder, "many", "corpus", target.name, "reference-count", name).write_bytes(data)
+        for _ in range(rounds):
+            for name, found in seconds.items():
+                begun = time.perf_counter()
+                subprocess.run(
+                    [*command, "--runs", "100", "--out", f"{folder}/{name}"], check=True, capture_output=True
+                )
+                found.append(time.perf_counter() - begun)
+    few, many = (statistics.median(found) for found in seconds.values())
+    print(f"a campaign begun again for 100 executions, median of {rounds}: {few:.1f} s")
+    print(f"with {ENTRIES:,} entries more in its corpus: {many:.1f} s")
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=(__doc__ or "").partition("\n")[0])
@@ -302,10 +340,18 @@ def main() -> None:
     parser.add_argument("--feedback", action="store_true", help="the way to a deep fault with and without feedback")
     parser.add_argument("--seeds", type=int, default=10, help="seeds for --feedback (default 10)")
     parser.add_argument("--guest", action="store_true", help="what one run of the shipped drivers costs")
+    parser.add_argument("--minimize", action="store_true", help="the minimizer beside the shrinkers of others")
+    parser.add_argument("--restart", action="store_true", help="a campaign begun again on a large corpus")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         CHILDREN[options.child[0]](options.child[1:])
+    elif options.restart:
+        restart(options.rounds)
+    elif options.minimize:
+        import minimize_bench
+
+        sys.exit(not minimize_bench.main(options.rounds * 10))
     elif options.guest:
         import guest_bench
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -74,10 +75,13 @@ def wait_for(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def folders(out: Path) -> list[WorkerFolder]:
-    """The folders of workers that are there, just read."""
-    found = [WorkerFolder(path) for path in (out / "workers").glob("disconnect-*")]
-    for folder in found:
-        folder.look()
+    """The folders of workers that are there, just read. The campaign may take one away meanwhile."""
+    found = []
+    for path in (out / "workers").glob("disconnect-*"):
+        with suppress(FileNotFoundError):
+            folder = WorkerFolder(path)
+            folder.look()
+            found.append(folder)
     return found
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -61,3 +65,19 @@ def test_minimized_findings_are_one_minimal():
         assert is_minimal(least, signature) == [], (least, signature)
         count += 1
     assert count == FINDINGS
+
+
+def test_the_minimizer_leaves_no_more_than_hypothesis_does():
+    """On the same findings; shrinkray is compared where a later Python is there to install it for, so not here."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, str(root / "scripts/bench.py"), "--minimize", "--rounds", "1"],
+        env={**os.environ, "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ebsfuzz leaves fewer operations than Hypothesis on" in done.stdout
+    assert "more on 0" in done.stdout
+    assert "could not be measured here: it needs Python 3.12 or later" in done.stdout

@@ -560,3 +560,11 @@ def test_a_long_campaign_keeps_its_corpus_small(tmp_path: Path, monkeypatch: pyt
     left = len(list(corpus.iterdir()))
     assert 0 < left < 3
     assert f"corpus: disconnect: 3 entries before, {left} now" in (wanted.out / "log.txt").read_text()
+
+
+def test_a_campaign_that_has_done_its_runs_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not begin to make its corpus small."""
+    monkeypatch.setattr(running, "MINIMIZE_CORPUS_FROM", 1)
+    wanted = settings(tmp_path, runs=1)
+    run_with("finds", wanted)
+    assert "entries before" not in (wanted.out / "log.txt").read_text()

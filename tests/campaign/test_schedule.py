@@ -95,3 +95,16 @@ def test_a_design_that_is_given_up_gets_nothing_more() -> None:
     schedule.give_up("disconnect")
     schedule.end(assignment, 1, 0)
     assert schedule.next(1) is None
+
+
+def test_a_design_goes_on_until_its_runs_are_given_out_or_it_is_given_up() -> None:
+    """What a worker did not run is given out once more."""
+    schedule = Schedule(("disconnect",), 1, None, 10)
+    assert schedule.goes_on("disconnect")
+    assignment = schedule.next(0)
+    assert assignment is not None
+    assert not schedule.goes_on("disconnect")
+    schedule.end(assignment, 1, 4)
+    assert schedule.goes_on("disconnect")
+    schedule.give_up("disconnect")
+    assert not schedule.goes_on("disconnect")

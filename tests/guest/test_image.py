@@ -61,7 +61,7 @@ def test_mapped_lays_the_image_out():
 def test_mapped_relocates(build, base):
     """Every 64-bit address moves with the image, wherever it goes, and nothing else changes."""
     found = parse(build(relocations=TWO_POINTERS), "x")
-    memory = found.mapped(base)
+    memory = bytearray(found.mapped(base))
     limit = 1 << 64
     assert struct.unpack_from("<QQ", memory, 0x2000) == ((base + 0x2000) % limit, (base + 0x1000) % limit)
     memory[0x2000:0x2010] = DATA_PART.data
