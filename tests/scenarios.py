@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+from campaign.corpus import CHECKOUT
 from reference_impl.scenario import Operation, Scenario, designs_of, operation, scenario
 from reference_impl.trace import Kind, Phase, Record, Trace
 
@@ -33,4 +35,25 @@ def records(trace: Trace, kind: Kind, name: str | None = None, phase: Phase | No
         record
         for record in (Record(*plain) for plain in trace.records)
         if record.kind == kind and name in (None, record.name) and phase in (None, record.phase)
+    ]
+
+
+class Shown(NamedTuple):
+    """A scenario on a page of the docs: the regression that it is, the beginning of a signature, and the two blocks."""
+
+    regression: str
+    signature: str
+    scenario: str
+    timeline: str
+
+
+def shown_in(page: str, target: str) -> list[Shown]:
+    """The scenarios of a page in `docs/` that are regressions of a target, in order."""
+    return [
+        Shown(*found)
+        for found in re.findall(
+            rf"`corpus/{target}/regressions/([\w-]+)\.yaml`, `([^`]+)`:\n\n```yaml\n(.*?)```\n\n```\n(.*?)```\n",
+            (CHECKOUT / "docs" / page).read_text(encoding="utf-8"),
+            re.DOTALL,
+        )
     ]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from typing import NamedTuple
-
 import pytest
 
 from campaign.corpus import CHECKOUT
@@ -15,31 +12,15 @@ from reference_impl.scenario import Scenario
 from reference_impl.timeline import describe
 from reference_impl.trace import Kind, Phase, Record
 from reference_impl.world import run
+from tests.scenarios import shown_in
 
-PAGE = CHECKOUT / "docs" / "reference-count.md"
 REGRESSIONS = CHECKOUT / "corpus" / "lifecycle" / "regressions"
 
 
 SHOWN = (Kind.REFERENCE, Kind.RESET, Kind.CONNECTION, Kind.XENBUS_STATE)
 
 
-class Case(NamedTuple):
-    """One scenario of the page: the regression that it is, the finding that it shows, and the two blocks."""
-
-    regression: str
-    signature: str
-    scenario: str
-    timeline: str
-
-
-CASES = [
-    Case(*found)
-    for found in re.findall(
-        r"`corpus/lifecycle/regressions/([\w-]+)\.yaml`, `([\w/-]+)`:\n\n```yaml\n(.*?)```\n\n```\n(.*?)```\n",
-        PAGE.read_text(encoding="utf-8"),
-        re.DOTALL,
-    )
-]
+CASES = shown_in("reference-count.md", "lifecycle")
 
 
 def excerpt(scenario: Scenario) -> str:

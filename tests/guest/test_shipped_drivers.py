@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import pytest
 
@@ -15,28 +14,13 @@ from oracles import judge
 from reference_impl.timeline import describe
 from reference_impl.trace import Record
 from tests.guest.firmware import need_firmware
+from tests.scenarios import shown_in
 
 PAGE = (CHECKOUT / "docs" / "shipped-drivers.md").read_text(encoding="utf-8")
 REGRESSIONS = CHECKOUT / "corpus" / "efi-image" / "regressions"
 
 
-class Case(NamedTuple):
-    """One scenario of the page: the regression that it is, the beginning of its finding's signature, and both blocks."""
-
-    regression: str
-    signature: str
-    scenario: str
-    timeline: str
-
-
-CASES = [
-    Case(*found)
-    for found in re.findall(
-        r"`corpus/efi-image/regressions/([\w-]+)\.yaml`, `([^`]+)`:\n\n```yaml\n(.*?)```\n\n```\n(.*?)```\n",
-        PAGE,
-        re.DOTALL,
-    )
-]
+CASES = shown_in("shipped-drivers.md", "efi-image")
 
 
 def test_every_regression_is_on_the_page():
