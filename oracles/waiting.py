@@ -3,10 +3,10 @@
 * *no-progress*: a wait for what nobody will signal any more (UEFI 2.10 §7.1.5). The run ends there; so it does for a poll
   of a timer once ExitBootServices has turned timers off, on which no notification may rely (§7.1.1, §7.4.6).
 * *unbounded-poll*: a driver asks again and again until the run has used up its budget of steps, because a peer does not
-  answer. It has to give up some time: the loader cannot (§7.1.1).
+  answer. It has to give up some time: the loader cannot (§7.1.1). One that goes on to the next device has given up.
 * *nesting*: notifications, or calls and entries, nest without bound, until the stack of real firmware is used up (§7.1.4).
 * *blocks-at-notify*: a driver waits at TPL_NOTIFY or above, where no blocking is allowed (§7.1). One that was entered
-  there by somebody else did not choose to, unless it is the notification itself.
+  there by somebody else did not choose to, unless it is a notification that was asked for at that level.
 
 A run that is simply long uses up its steps as well. That is nobody's fault: some driver's entry must hold most of them.
 """
@@ -65,7 +65,7 @@ def _stuck(reading: Reading) -> list[Finding]:
                 rule = "nesting"
             elif _polls_a_dead_timer(reading):
                 continue
-            elif (holder := _holder_of_most(entry, step)) is not None:
+            elif (holder := _holder_of_most(reading, entry, step)) is not None:
                 # A loop is known by what it keeps from coming back: the budget may run out in any of its calls.
                 rule, subject = "unbounded-poll", holder.name
             elif arguments == ("WaitForEvent",):
@@ -79,10 +79,18 @@ def _stuck(reading: Reading) -> list[Finding]:
     return findings
 
 
-def _holder_of_most(entry: Entry | None, step: int) -> Entry | None:
-    """The innermost entry of a driver, from `entry` outwards, in which more than half of the run passed."""
+def _holder_of_most(reading: Reading, entry: Entry | None, step: int) -> Entry | None:
+    """The innermost entry of a driver, from `entry` outwards, in which more than half of the run passed at a stretch.
+
+    A stretch ends where driver code inside of it came back: that one waited, but not for ever. Notifications are none of
+    its doing.
+    """
+    came_back: dict[Entry | None, int] = {}
+    for inner in reading.entries:
+        if inner.end <= step and inner.name != "Notify":
+            came_back[inner.outer] = max(came_back.get(inner.outer, 0), inner.end)
     outwards = entry.outwards() if entry is not None else ()
-    return next((around for around in outwards if 2 * (step - around.step) > step), None)
+    return next((around for around in outwards if 2 * (step - max(around.step, came_back.get(around, 0))) > step), None)
 
 
 def _timers(reading: Reading) -> list[Finding]:
@@ -130,7 +138,7 @@ def _blocking(reading: Reading) -> list[Finding]:
             continue
         if name == "CheckEvent" and status != EfiStatus.NOT_READY:
             continue
-        if entry.name != "Notify" and records[entry.step][2] >= TPL_NOTIFY:
+        if records[entry.step][2] >= TPL_NOTIFY and not _asked_for(reading, entry):
             continue
         before = spent.get(entry, 0)
         spent[entry] = before + (arguments[0] if name == "Stall" else BLOCKING_US // POLLS_MAX)
@@ -138,6 +146,17 @@ def _blocking(reading: Reading) -> list[Finding]:
             place = f"{tpl_name(tpl)}{circumstances(records, step)}"
             findings.append(_finding("blocks-at-notify", agent, name, step, f"{agent} waited by {name} at {place}."))
     return findings
+
+
+def _asked_for(reading: Reading, entry: Entry) -> bool:
+    """Whether an entry is a notification of an event that was created for TPL_NOTIFY or above."""
+    if entry.name != "Notify":
+        return False
+    for step in reading.steps_of("CreateEvent", "CreateEventEx"):
+        record = reading.records[step]
+        if record[8] == entry.arguments[0]:
+            return bool(record[6][1] >= TPL_NOTIFY)
+    return True
 
 
 def _finding(rule: str, agent: str, subject: str, step: int, seen: str) -> Finding:

@@ -273,3 +273,53 @@ def test_what_is_no_wait_hides_none() -> None:
         assert rules(story) == []
         story.service("Stall", BUS, EfiStatus.SUCCESS, 1)
     assert rules(story) == ["blocks-at-notify"]
+
+
+def test_a_notification_that_somebody_raised_did_not_choose_it() -> None:
+    """The level that its event was created for counts, not the one at which a third party left the processor."""
+    story = Story()
+    story.service("CreateEvent", BUS, EfiStatus.SUCCESS, 0x201, int(Tpl.CALLBACK), "notify", 0)
+    story.service("CreateEventEx", BUS, EfiStatus.SUCCESS, 0x200, int(Tpl.NOTIFY), "notify", 0, "", value=EVENT + 1)
+    with story.notification(tpl=Tpl.NOTIFY):
+        story.service("Stall", BUS, EfiStatus.SUCCESS, 9_000)
+    assert rules(story) == []
+    with story.notification(tpl=Tpl.NOTIFY, event=EVENT + 1):
+        story.service("Stall", BUS, EfiStatus.SUCCESS, 9_000)
+    assert rules(story) == ["blocks-at-notify"]
+
+
+@pytest.mark.parametrize(("inner", "told"), [("Stop", []), ("Notify", ["unbounded-poll"])])
+def test_who_goes_on_to_the_next_device_has_given_up(inner: str, told: list[str]) -> None:
+    """Each device's wait ended; together they used up the budget. Ticks inside of one wait are no progress of it."""
+    story = Story()
+    with story.entry("Stop", BUS, None):
+        for _ in range(4):
+            with story.entry(inner, BLOCK):
+                for _ in range(20):
+                    story.service("Stall")
+        story.service("Stall")
+        story.stuck("step-budget", BUS, "Stall")
+    assert rules(story) == told
+
+
+def test_a_wait_after_others_have_come_back_is_told() -> None:
+    """Where it holds more than half of the run by itself; the last one to come back counts."""
+    story = Story()
+    with story.entry("Stop", BUS, None):
+        for count in (2, 10):
+            with story.entry("Stop", BLOCK):
+                for _ in range(count):
+                    story.service("Stall")
+        for _ in range(14):
+            story.service("Stall")
+        story.stuck("step-budget", BUS, "Stall")
+        assert rules(story) == []
+    story = Story()
+    with story.entry("Stop", BUS, None):
+        with story.entry("Stop", BLOCK):
+            for _ in range(10):
+                story.service("Stall")
+        for _ in range(14):
+            story.service("Stall")
+        story.stuck("step-budget", BUS, "Stall")
+    assert rules(story) == ["unbounded-poll"]
