@@ -13,7 +13,7 @@ deterministic, as a run is. Its answers are kept, so that no scenario runs twice
 1. operations: halves, quarters … single ones (delta debugging). Large pieces first, because most of a long scenario has
    nothing to do with the finding, and a run is what costs.
 2. devices, one after the other. Operations name devices by a number, so a device is also taken out together with a
-   renumbering of the operations behind it; likewise an `add-device`.
+   renumbering of the operations behind it; likewise an `add-device`, whose device may also be there from the start.
 3. the environment, and its single permissions, so that a hostile scenario becomes a conforming one where it can.
 4. references to one device turned into references to an earlier one, all at once: an argument alone cannot move
    where two operations have to speak of the same device.
@@ -43,6 +43,7 @@ from typing import Any, TypeAlias
 from reference_impl.scenario import (
     DEVICE_KINDS,
     ENVIRONMENTS,
+    MAX_DEVICES,
     MAX_ORDER,
     OPERATIONS,
     ORDER_EDK2,
@@ -149,13 +150,14 @@ def is_minimal(scenario: Scenario, signature: str, judge: Judge = signatures) ->
 def smaller_neighbours(scenario: Scenario) -> Iterator[Scenario]:
     """Every scenario that is one step smaller, as "1-minimal" means it.
 
-    Without one operation; without one device (numbers in operations kept, and shifted); with one simpler value of one
-    argument; with a simpler kind of one device; with two neighbouring notifications swapped towards edk2's order;
-    with edk2's order; `fifo` as each permutation that turns a whole group around; without one permission; with an
-    environment that permits less; with reconnection.
+    Without one operation; with a device at the start that one adds; without one device (numbers in operations kept, and
+    shifted); with one simpler value of one argument; with a simpler kind of one device; with two neighbouring
+    notifications swapped towards edk2's order; with edk2's order; `fifo` as each permutation that turns a whole group
+    around; without one permission; with an environment that permits less; with reconnection.
     """
     for index in range(len(scenario.operations)):
         yield scenario.with_operations(scenario.operations[:index] + scenario.operations[index + 1 :])
+    yield from _with_earlier_devices(scenario)
     for index in range(len(scenario.devices)):
         devices = scenario.devices[:index] + scenario.devices[index + 1 :]
         yield replace(scenario, devices=devices)
@@ -208,6 +210,7 @@ class _Shrinker:
         """All passes, from the top after each change, until none of them finds anything. Raises `_OutOfRunsError`."""
         passes = (
             self._drop_operations,
+            self._begin_with_devices,
             self._drop_devices,
             self._permit_less,
             self._merge_references,
@@ -260,6 +263,10 @@ class _Shrinker:
             if length == 1:
                 return
             length //= 2
+
+    def _begin_with_devices(self) -> None:
+        while any(self._try(candidate) for candidate in _with_earlier_devices(self.current)):
+            pass
 
     def _drop_devices(self) -> None:
         for index in reversed(range(len(self.current.devices))):
@@ -477,6 +484,19 @@ def _without_operations(scenario: Scenario, start: int, end: int) -> Iterator[Sc
         for _ in range(added):
             behind = _closed_up(behind, first)
         yield scenario.with_operations(operations[:start] + behind)
+
+
+def _with_earlier_devices(scenario: Scenario) -> Iterator[Scenario]:
+    """With a device at the start instead of one `add-device`, and the same numbers for what operations mean by them."""
+    first = len(scenario.devices)
+    if first == MAX_DEVICES:
+        return
+    positions = [position for position, step in enumerate(scenario.operations) if step.kind == "add-device"]
+    for count, position in enumerate(positions):
+        others = scenario.operations[:position] + scenario.operations[position + 1 :]
+        numbers = {first + count: first, **{number: number + 1 for number in range(first, first + count)}}
+        (kind,) = scenario.operations[position].arguments
+        yield replace(scenario, devices=(*scenario.devices, kind), operations=_renamed(others, numbers))
 
 
 def _without_device(scenario: Scenario, index: int) -> Iterator[Scenario]:

@@ -128,8 +128,8 @@ def test_removing_an_added_device_renumbers_the_devices_after_it():
         for step in candidate.operations:
             if step.kind == "add-device":
                 there.append(step.arguments[0])
-            elif step.kind == "request" and step.arguments[0] < len(there) and there[step.arguments[0]] == "network":
-                return True
+            elif step.kind == "request" and len(candidate.devices) <= step.arguments[0] < len(there):
+                return there[step.arguments[0]] == "network"
         return False
 
     start = platform(
@@ -142,6 +142,31 @@ def test_removing_an_added_device_renumbers_the_devices_after_it():
     assert smallest(start, asks_network) == platform(
         operation("add-device", kind="network"), operation("request", device=0)
     )
+
+
+def test_a_device_that_is_added_is_there_from_the_start_where_that_does():
+    """One operation less, and the others still mean the devices that they meant; at most four are there at the start."""
+    add = operation("add-device", kind="console")
+
+    def asks_console_then_added(candidate: Scenario) -> bool:
+        """A console is asked that may be there, then a network device that must have been added."""
+        kinds = [step.arguments[0] for step in candidate.operations if step.kind == "add-device"]
+        there = [*candidate.devices, *kinds]
+        asked = [step.arguments[0] for step in candidate.operations if step.kind == "request"]
+        if len(asked) != 2 or max(asked) >= len(there):
+            return False
+        return [there[device] for device in asked] == ["console", "network"] and asked[1] >= len(candidate.devices)
+
+    asks = operation("request", device=1), operation("request", device=0)
+    start = platform(operation("add-device", kind="network"), add, *asks)
+    assert smallest(start, asks_console_then_added) == platform(
+        operation("add-device", kind="network"),
+        operation("request", device=0),
+        operation("request", device=1),
+        devices=("console",),
+    )
+    full = platform(add, devices=("block",) * 4)
+    assert smallest(full, lambda tried: len(tried.devices) == 4 and add in tried.operations) == full
 
 
 def test_a_failure_moves_to_an_earlier_call_when_what_called_before_it_is_taken_out():
