@@ -157,7 +157,7 @@ class PlatformWorld:
         node = self._node(index)
         for driver in self._drivers.values():
             for instance in driver.instances.values():
-                if isinstance(instance, FrontEnd) and instance.io.node == node:
+                if isinstance(instance, FrontEnd) and instance.published and instance.io.node == node:
                     instance.request()
                     return
         raise SkippedError("no driver has started this device")

@@ -103,7 +103,7 @@ class _HasNoTimeout(_HelperEvent):
         self._attempt(self.services.set_timer, self.helper, TIMER_CANCEL, 0)
 
     def notify_helper(self, event: int, context: int) -> None:
-        if not self._published:
+        if not self.published:
             self.services.close_event(event)
 
     def _release(self) -> None:
@@ -227,7 +227,7 @@ class _WaitsForNobody(FrontEnd):
 
     def _peer_state(self) -> int:
         state = super()._peer_state()
-        if not self._published and state < 4:
+        if not self.published and state < 4:
             self.services.wait_for_event((self._answered,))
         return state
 

@@ -110,12 +110,12 @@ class _RemembersTooEarly(XenBusDriver):
 class _OnlyAsserts(FrontEnd):
     def _publish(self) -> None:
         self._attempt(super()._publish)  # ASSERT_EFI_ERROR, which a release build leaves out
-        self._published = True
+        self.published = True
 
     def stop(self, children: tuple[int, ...]) -> None:
         uninstall = self.services.uninstall_protocol_interface
         self._attempt(uninstall, self.controller, self.kind.protocol, self.allocation)  # the same again
-        self._published = False
+        self.published = False
         super().stop(children)
 
 

@@ -184,7 +184,7 @@ class XenBus:
         port = hypercalls.hvm_get_param(STORE_EVTCHN)
         hypercalls.hvm_get_param(STORE_PFN)
         ring = self.platform.ring
-        self._buffers = FixedBuffers(services) if self.driver.design.fixed_buffers else PoolBuffers(services, ring)
+        self._buffers = PoolBuffers(services, ring) if self.driver.design.careless else FixedBuffers(services)
         self._store = XenStoreClient(services, hypercalls, ring, port, self._buffers)
         self.teardown = self.driver.design.bus(self)
         self._enumerate()
@@ -275,14 +275,16 @@ class XenBus:
     def _remove_child(self, child: Child) -> bool:
         """Give a child's handle back; False where its driver does not let go of it (then the child stays).
 
-        It is the uninstall that stops the child's driver (edk2's core disconnects whoever has the interface open).
+        It is the uninstall that stops the child's driver (edk2's core disconnects whoever has the interface open). The
+        shipped driver looks the child's data up first, and keeps a child for which that fails; the others know their own.
         """
         services = self.services
         binding = self.driver.driver_binding_handle
         try:
             services.open_protocol(child.handle, guids.XENBUS_PROTOCOL, binding, self.controller, GET_PROTOCOL)
         except EfiError:
-            return False
+            if self.driver.design.careless:
+                return False
         services.close_protocol(self.controller, guids.XENIO_PROTOCOL, binding, child.handle)
         try:
             services.uninstall_multiple_protocol_interfaces(child.handle, *self._interfaces(child))

@@ -57,7 +57,7 @@ class FrontEnd:
         self.io: XenBusProtocol
         self._teardown: DeviceTeardown | None = None
         self._opened = False
-        self._published = False
+        self.published = False
         self._introduced = False
         self._watch: Watch | None = None
         self._port = 0
@@ -78,12 +78,12 @@ class FrontEnd:
 
     def stop(self, children: tuple[int, ...]) -> None:
         """Disconnect from the peer and give everything back. The device has no children."""
-        if self._published:
+        if self.published:
             services, protocol = self.services, self.kind.protocol
             binding = self.driver.driver_binding_handle
             services.open_protocol(self.controller, protocol, binding, self.controller, GET_PROTOCOL)
             services.uninstall_protocol_interface(self.controller, protocol, self.allocation)
-            self._published = False
+            self.published = False
         self._release()
 
     def _take(self) -> None:
@@ -115,13 +115,13 @@ class FrontEnd:
             teardown.started()
         except EfiError:
             services.uninstall_protocol_interface(self.controller, kind.protocol, self.allocation)
-            self._published = False
+            self.published = False
             raise
         self._teardown = teardown
 
     def _publish(self) -> None:
         self.services.install_protocol_interface(self.controller, self.kind.protocol, 0, self.allocation)
-        self._published = True
+        self.published = True
 
     def _release(self) -> None:
         services = self.services

@@ -220,6 +220,19 @@ def test_no_correct_design_depends_on_xenstored(design, manner, before):
     assert records(trace, Kind.EXIT, "runtime")
 
 
+def test_a_device_that_stopped_half_way_serves_no_request():
+    """Its interface is gone, though its Stop() failed in the middle."""
+    trace = on_a_disk(
+        CONNECT,
+        operation("fail", call="FreePool -> EFI_INVALID_PARAMETER"),
+        operation("disconnect", controller="child-0"),
+        operation("request"),
+        switches=("cleanup-fails",),
+    )
+    (request,) = [one for one in records(trace, Kind.OPERATION) if one.name == "request"]
+    assert request.status == "no driver has started this device"
+
+
 def test_who_waits_for_a_silent_peer_is_named():
     """`disconnect` waits for each answer with an event of its own, until the run's budget is used up."""
     steps = (CONNECT, operation("store", manner="silent"), STOP_BUS)

@@ -73,8 +73,11 @@ class DeviceTeardown:
 
 
 class Design(NamedTuple):
-    """A teardown design: its two sides, and whether messages are built in buffers that exist beforehand."""
+    """A teardown design: its two sides, and whether the bus is as careless as the one that ships.
+
+    That one takes the buffers of its messages from the pool when it needs them, and leaves a child that it cannot look up.
+    """
 
     bus: Callable[[XenBus], BusTeardown]
     device: Callable[[FrontEnd], DeviceTeardown]
-    fixed_buffers: bool
+    careless: bool

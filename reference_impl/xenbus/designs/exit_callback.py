@@ -55,4 +55,4 @@ class Device(DeviceTeardown):
         self.device.services.core.object_at(context, self.device.services.agent).forget()
 
 
-DESIGN = Design(Bus, Device, fixed_buffers=True)
+DESIGN = Design(Bus, Device, careless=False)

@@ -57,4 +57,4 @@ class Device(DeviceTeardown):
         device.io.teardown.remove_reference(device.io.node, True)
 
 
-DESIGN = Design(Bus, Device, fixed_buffers=True)
+DESIGN = Design(Bus, Device, careless=False)

@@ -108,6 +108,24 @@ def test_start_survives_every_single_failure(design, failure):
         assert fired, f"{failure} was never tried"
 
 
+@pytest.mark.parametrize("design", CORRECT_DESIGNS)
+def test_a_failed_start_takes_back_every_child_whatever_else_fails(design):
+    """The third device finds no memory, and then the second cannot be looked up; a careless bus would leave it behind."""
+    trace = run(
+        platform(
+            design,
+            operation("fail", nth=12),
+            operation("fail", call="OpenProtocol -> EFI_OUT_OF_RESOURCES", nth=6),
+            CONNECT,
+            CONNECT,
+            EXIT,
+            devices=("block",) * 3,
+        )
+    )
+    assert len(records(trace, Kind.INJECTED)) == 2
+    assert judge(trace) == []
+
+
 def test_disconnect_design_gives_everything_back_after_each_failed_start():
     """The shipped design's ways back are right too; what is wrong with it is only where it runs them."""
     for nth in range(1, 129):
