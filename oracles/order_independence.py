@@ -27,6 +27,7 @@ RULES = {
 
 Order = str | tuple[int, ...]
 
+_GONE = 0  # XenbusState of a front end without a node: when a removal is over is up to the device's backend
 _EXIT, _RESET, _REFERENCE = int(Kind.EXIT), int(Kind.RESET), int(Kind.REFERENCE)
 _XENBUS_STATE, _TAKE_OVER = int(Kind.XENBUS_STATE), int(Kind.TAKE_OVER)
 
@@ -62,7 +63,8 @@ def _states(runs: list[Run], step: int) -> list[Finding]:
     for order, state in others:
         for what in sorted({*first[1], *state}):
             values = first[1].get(what), state.get(what)
-            if values[0] != values[1]:
+            gone = what.startswith("front-end ") and _GONE in values
+            if values[0] != values[1] and not gone:
                 seen = f"{what} is {values[0]} under {_name(first[0])}, and {values[1]} under {_name(order)}."
                 findings.append(_finding("state-differs", "firmware", what.partition(" ")[0], step, seen))
     return findings

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fuzz_targets.harness import run_in_orders
 from oracles import judge
 from oracles.order_independence import RULES, Run, compare, final_state
+from reference_impl.scenario import operation
 from reference_impl.uefi.status import EfiStatus
+from reference_impl.world import run
 from tests.oracles.stories import BLOCK, BUS, DISK, Story
+from tests.scenarios import CONNECT, EXIT, platform
 
 
 def told(order, tell) -> Run:
@@ -166,3 +172,14 @@ def test_a_state_that_differs_is_told_at_the_exit() -> None:
     runs = [told("edk2", clean), told("fifo", other)]
     (finding,) = compare(runs)
     assert runs[0].trace.records[finding.step][5] == "exit-group"
+
+
+def test_when_a_removed_device_is_gone_is_up_to_its_backend() -> None:
+    """A slow backend takes the node away before the hand-over in one order, and after it in another."""
+    steps = (CONNECT, operation("remove-device"), operation("backend", delay=5), EXIT)
+    made = platform("reference-count", *steps, devices=("block", "block"))
+    states = {
+        order: final_state(run(replace(made, order=order)))["front-end device/vbd/0"] for order in ("edk2", "fifo")
+    }
+    assert states == {"edk2": 1, "fifo": 0}
+    assert run_in_orders(made).findings == []
