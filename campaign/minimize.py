@@ -28,7 +28,7 @@ deterministic, as a run is. Its answers are kept, so that no scenario runs twice
 
 From the top again after each pass that changed something, until none does. What comes out is *1-minimal*: none of
 `smaller_neighbours` has the signature. `is_minimal` says so by brute force, and shares nothing with the passes but
-what a value and a device's number are.
+what a value and a device's number are, and how a device that is added comes to be there from the start.
 
 What is never touched: world, design and seeded fault. They say *what* was tested, not how.
 """

@@ -6,8 +6,8 @@ nothing but `Scenario.order`; `fuzz_targets.harness.run_in_orders` makes them.
 
 * *verdict-differs*: a rule is broken by an agent under some of the orders, and not under others. The finding names them.
 * *state-differs*: all verdicts agree, and yet the machine is not handed over in the same state: what the operating system
-  could take over, the state of each front end, how often each resource was reset, the reference count. Indices of rings,
-  grant references, addresses and the order of what happened may differ.
+  could take over, the state of each front end that is there, how often each resource was reset, the reference count.
+  Indices of rings, grant references, addresses and the order of what happened may differ.
 """
 
 from __future__ import annotations

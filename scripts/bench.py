@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import os
 import signal
@@ -304,6 +303,7 @@ def feedback(seeds: int) -> None:
 
 def restart(rounds: int) -> None:
     """Print how long a campaign takes to begin again, to make a few executions and to end, by the size of its corpus."""
+    from campaign.shared_corpus import name_of
     from fuzz_targets import codec
     from fuzz_targets.generator import generate
     from fuzz_targets.registry import TARGETS
@@ -312,7 +312,7 @@ def restart(rounds: int) -> None:
     entries: dict[str, bytes] = {}
     while len(entries) < ENTRIES:
         data = codec.encode(generate(random, target, "reference-count"))
-        entries[hashlib.sha1(data).hexdigest()] = data
+        entries[name_of(data)] = data
     command = [sys.executable, "-m", "campaign.cli", "run", "--target", target.name, "--design", "reference-count"]
     seconds: dict[str, list[float]] = {"few": [], "many": []}
     with tempfile.TemporaryDirectory() as folder:
