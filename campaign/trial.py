@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -57,7 +58,8 @@ class TrialResult(msgspec.Struct, frozen=True):
 
     executions, cpu_s  until the finding, or in all
     signature          of the finding; "" where none was made
-    wrong              signatures that were reported and that the fault does not account for
+    wrong              signatures that were reported and that neither the fault accounts for nor the environment: the same
+                       scenario does not show them without the fault
     """
 
     trial: Trial
@@ -69,27 +71,36 @@ class TrialResult(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """Looks at every verdict, and ends the process when the trial is over."""
+    """Looks at every verdict, and ends the process when the trial is over.
 
-    def __init__(self, trial: Trial) -> None:
+    run  runs and judges a scenario, without the fault: in the hostile environment correct drivers have findings too, and
+         those say nothing about the fault
+    """
+
+    def __init__(self, trial: Trial, run: Callable[[Scenario], Verdict]) -> None:
         self.trial = trial
         self.executions = 0
+        self._run = run
         self._rules = frozenset(faulty(trial.fault).rules)
         self._wrong: set[str] = set()
+        self._of_the_environment: set[str] = set()
         self._began: float | None = None
 
-    def see(self, verdict: Verdict) -> None:
+    def see(self, scenario: Scenario, verdict: Verdict) -> None:
         """One execution has been judged."""
         self.executions += 1
         if self._began is None:
             self._began = time.process_time()
-        right = ""
-        for finding in verdict.findings:
-            if f"{finding.oracle}/{finding.rule}" in self._rules:
-                right = right or finding.signature
-            else:
-                self._wrong.add(finding.signature)
         cpu_s = time.process_time() - self._began
+        found = {finding.signature: f"{finding.oracle}/{finding.rule}" in self._rules for finding in verdict.findings}
+        known = self._wrong | self._of_the_environment
+        right = ""
+        if any(is_right or name not in known for name, is_right in found.items()):
+            without = {finding.signature for finding in self._run(replace(scenario, fault="")).findings}
+            right = next((name for name, is_right in found.items() if is_right and name not in without), "")
+            wrong = {name for name, is_right in found.items() if not is_right}
+            self._of_the_environment |= wrong & without
+            self._wrong |= wrong - without
         if right or cpu_s > self.trial.cap_s:
             self._end(right, cpu_s)
 
@@ -130,6 +141,11 @@ class Task(NamedTuple):
     watch: Watch
 
 
+def _task(trial: Trial) -> Task:
+    target, shown = regression_of(trial.fault)
+    return Task(trial, target, shown, Watch(trial, target.run))
+
+
 def _ebsfuzz(task: Task) -> None:
     """As it is: generated scenarios, then the starting corpus, mutation by operations, guidance."""
     seeds, beginning = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
@@ -154,7 +170,7 @@ def _under_atheris(task: Task, *corpora: str, beginning: Path | None = None, mut
         environment=shown.environment,
         switches=_switches(shown),
         arguments=[f"-seed={trial.seed}", "-print_final_stats=0", f"-timeout={trial.cap_s + 60}", *corpora],
-        on_verdict=lambda data, scenario, verdict: watch.see(verdict),
+        on_verdict=lambda data, scenario, verdict: watch.see(scenario, verdict),
         beginning=beginning,
         mutate=mutate,
     )
@@ -171,8 +187,9 @@ def _random(task: Task) -> None:
     gc.freeze()
     gc.disable()
     while True:
-        verdict = target.run(generate(rng, target, shown.design, trial.fault, shown.environment, _switches(shown)))
-        watch.see(verdict)
+        scenario = generate(rng, target, shown.design, trial.fault, shown.environment, _switches(shown))
+        verdict = target.run(scenario)
+        watch.see(scenario, verdict)
         verdict.trace.records.clear()
         if watch.executions % RUNS_PER_COLLECTION == 0:
             gc.collect()
@@ -223,14 +240,14 @@ def _hypofuzz(task: Task) -> None:
 def test_case(trial: str) -> Any:
     """What HypoFuzz runs: the state machine of a trial, which ends its process with the result."""
     made = msgspec.json.decode(trial, type=Trial)
-    return _machine(Task(made, *regression_of(made.fault), Watch(made))).TestCase
+    return _machine(_task(made)).TestCase
 
 
 def _machine(task: Task) -> Any:
     from fuzz_targets.state_machine import state_machine
 
     def run(scenario: Scenario) -> None:
-        task.watch.see(task.target.run(scenario))
+        task.watch.see(scenario, task.target.run(scenario))
 
     shown = task.shown
     return state_machine(
@@ -259,7 +276,7 @@ def main() -> NoReturn:
     from fuzz_targets.engine import EngineMissing
 
     try:
-        ENGINES[trial.engine](Task(trial, *regression_of(trial.fault), Watch(trial)))
+        ENGINES[trial.engine](_task(trial))
     except (ImportError, CannotInstall, EngineMissing) as error:
         print(f"the engine {trial.engine} is not installed: {error}", file=sys.stderr)
         sys.exit(EXIT_ENGINE_MISSING)

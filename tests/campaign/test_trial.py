@@ -10,9 +10,11 @@ import msgspec
 import pytest
 
 from campaign import trial
+from campaign.corpus import CHECKOUT
 from campaign.score import run_trial
 from campaign.trial import ENGINES, RESULT, Trial, TrialResult, Watch, regression_of
 from fuzz_targets.harness import run_and_judge
+from fuzz_targets.input_files import read_scenario
 from fuzz_targets.state_machine import state_machine
 from reference_impl.faulty import FAULTS, faulty
 
@@ -65,13 +67,17 @@ def test_hypofuzz_gets_a_test_case_of_the_same_machine(left):
     assert issubclass(case, state_machine(("reference-count",), lambda scenario: None).TestCase.__base__)
 
 
+def _saw(watch, scenario):
+    watch.see(scenario, run_and_judge(scenario))
+
+
 def test_a_finding_that_the_fault_accounts_for_ends_the_trial(left):
     """The executions until then count; everything else that was reported is kept as wrong."""
     target, shown = regression_of(SHALLOW)
-    watch = Watch(made())
-    watch.see(run_and_judge(shown.with_operations(())))
+    watch = Watch(made(), target.run)
+    _saw(watch, shown.with_operations(()))
     assert left == []
-    watch.see(target.run(shown))
+    _saw(watch, shown)
     [result] = left
     assert (result.found, result.executions, result.wrong) == (True, 2, ())
 
@@ -80,15 +86,30 @@ def test_what_the_fault_does_not_account_for_is_told(left, monkeypatch):
     """It is no find, and it does not end the trial."""
     target, shown = regression_of(SHALLOW)
     other = next(name for name in FAULTS if not set(faulty(name).rules) & set(faulty(SHALLOW).rules))
-    watch = Watch(made(fault=other))
-    watch.see(target.run(shown))
+    watch = Watch(made(fault=other), target.run)
+    _saw(watch, shown)
     assert left == []
     monkeypatch.setattr("time.process_time", lambda: 1e9)
-    watch.see(run_and_judge(shown.with_operations(())))
+    _saw(watch, shown.with_operations(()))
     [result] = left
     assert not result.found
     assert result.wrong
     assert result.cpu_s > 20
+
+
+@pytest.mark.parametrize("fault", ["bus-resets-twice", "handler-polls-without-limit"])
+def test_what_the_hostile_environment_does_to_correct_drivers_is_nobodys_find(left, monkeypatch, fault):
+    """A signature that the scenario also shows without the fault is neither the fault's nor a wrong one."""
+    shown = read_scenario(CHECKOUT / "corpus/lifecycle/regressions/reference-count-double-reset.yaml")
+    watch = Watch(made(fault=fault), run_and_judge)
+    verdict = run_and_judge(shown)
+    assert [f"{finding.oracle}/{finding.rule}" for finding in verdict.findings] == ["connection-reset/double-reset"]
+    watch.see(shown, verdict)
+    assert left == []
+    monkeypatch.setattr("time.process_time", lambda: 1e9)
+    watch.see(shown, verdict)
+    [result] = left
+    assert (result.found, result.wrong) == (False, ())
 
 
 @pytest.mark.parametrize("name", FAULTS)
