@@ -146,7 +146,7 @@ def test_the_seed_decides() -> None:
     subject = Mutator(LIFECYCLE)
     answers = [subject.mutated(data, 4096, seed) for seed in range(50)]
     assert [subject.mutated(data, 4096, seed) for seed in range(50)] == answers
-    assert len(set(answers)) > 40
+    assert len(set(answers)) > 35
 
 
 def test_a_run_starts_with_whole_scenarios() -> None:
