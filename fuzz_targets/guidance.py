@@ -37,6 +37,9 @@ _CACHE_MAX = 1 << 16
 _COUNT_MAX = 8
 _RECORDS_MAX = 1 << 9
 
+_CANDIDATES = 3  # states of which the archive takes the rarest
+_LONGER_ONE_IN = 8  # runs that reach a state takes the archive one that is longer than what it has
+
 _ENTRY, _INJECTED = int(Kind.ENTRY), int(Kind.INJECTED)
 _EXIT, _MAP_KEY = int(Kind.EXIT), int(Kind.MAP_KEY)
 _REFERENCE = int(Kind.REFERENCE)
@@ -177,35 +180,38 @@ def _entry_around(records: list[RecordTuple], index: int, depth: int) -> str:
 
 
 class Archive:
-    """For each state that any run reached, the input that reached it last.
+    """For each state that any run reached, an input that reached it, and how many runs did.
 
     libFuzzer spreads its attention over the whole corpus, in which a rare state is one entry of hundreds. The archive
-    gives each sort of state the same attention, and within a sort each state. The last input, not the first or the
-    shortest: so what is kept for a state goes on changing, and stays like the other inputs of the time.
+    gives each sort of state the same attention, and within a sort the rarer states more: what few runs have reached is
+    where the next step leads somewhere new. The input is a recent one, so that what is kept for a state goes on changing,
+    and seldom gets longer: what is short runs soon and is easy to change.
     """
 
-    __slots__ = ("_inputs",)
+    __slots__ = ("_inputs", "_runs")
 
     def __init__(self) -> None:
         self._inputs: dict[object, dict[int, bytes]] = {}
+        self._runs: dict[int, int] = {}
 
     def keep(self, data: bytes, found: set[int], groups: dict[int, object]) -> None:
         """Remember `data` for every state among the features that it has."""
-        inputs = self._inputs
+        inputs, runs = self._inputs, self._runs
         for number in found:
             group = groups.get(number)
             if group is not None:
-                try:
-                    inputs[group][number] = data
-                except KeyError:
-                    inputs[group] = {number: data}
+                states = inputs.setdefault(group, {})
+                count = runs[number] = runs.get(number, 0) + 1
+                if count % _LONGER_ONE_IN == 1 or len(data) <= len(states[number]):
+                    states[number] = data
 
     def choose(self, rng: Random) -> bytes | None:
         """An input from the archive; None while it is empty."""
         if not self._inputs:
             return None
-        inputs = list(rng.choice(list(self._inputs.values())).values())
-        return min(rng.choice(inputs), rng.choice(inputs), key=len)  # what is short runs soon and is easy to change
+        inputs = rng.choice(list(self._inputs.values()))
+        states = list(inputs)
+        return inputs[min(rng.choices(states, k=_CANDIDATES), key=self._runs.__getitem__)]
 
 
 class Guidance:

@@ -99,8 +99,15 @@ def crossover(first: Scenario, second: Scenario, rng: Random) -> Scenario:
 
 def _insert(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     steps = list(scenario.operations)
-    steps.insert(rng.randint(0, len(steps)), _new_operation(scenario, rng, target))
+    steps.insert(_place(steps, rng), _new_operation(scenario, rng, target))
     return scenario.with_operations(steps[:MAX_OPERATIONS])
+
+
+def _place(steps: list[Operation], rng: Random) -> int:
+    """Where something new goes: every other time before the first exit, where all that was reached is still there."""
+    if rng.random() < 0.5:
+        return next((index for index, step in enumerate(steps) if step.kind == "exit"), len(steps))
+    return rng.randint(0, len(steps))
 
 
 def _delete(scenario: Scenario, rng: Random, target: Target) -> Scenario:
@@ -118,7 +125,7 @@ def _duplicate(scenario: Scenario, rng: Random, target: Target) -> Scenario:
         return _insert(scenario, rng, target)
     start = rng.randrange(len(steps))
     count = 1 if rng.random() < 0.6 else rng.randint(1, 6)
-    at = rng.randint(0, len(steps))
+    at = _place(steps, rng)
     steps[at:at] = steps[start : start + count]
     return scenario.with_operations(steps[:MAX_OPERATIONS])
 
@@ -165,7 +172,7 @@ def _argument(scenario: Scenario, rng: Random, target: Target) -> Scenario:
 
 def _splice(scenario: Scenario, rng: Random, target: Target) -> Scenario:
     steps = list(scenario.operations)
-    at = rng.randint(0, len(steps))
+    at = _place(steps, rng)
     gone = at + (rng.randint(0, 4) if rng.random() < 0.5 else 0)
     steps[at:gone] = Swarm(rng, scenario.world, target.profile, scenario.switches).body(3)
     return scenario.with_operations(steps[:MAX_OPERATIONS])
@@ -207,7 +214,7 @@ def _switched(scenario: Scenario, rng: Random, switches: tuple[str, ...]) -> Sce
         return scenario
     steps = list(scenario.operations)
     step = random_operation(rng, rng.choice(news), scenario.world, scenario.switches)
-    steps.insert(rng.randint(0, len(steps)), step)
+    steps.insert(_place(steps, rng), step)
     return scenario.with_operations(steps[:MAX_OPERATIONS])
 
 

@@ -194,8 +194,8 @@ def test_each_new_block_of_an_image_is_a_feature() -> None:
     assert {features.groups[number] for number in first | second} == {"block"}
 
 
-def test_the_archive_keeps_the_last_input_for_each_state() -> None:
-    """A later input takes the place; features that are no state are not kept."""
+def test_the_archive_keeps_a_recent_input_for_each_state() -> None:
+    """A later one takes the place, a longer one now and then; features that are no state are not kept."""
     archive = Archive()
     assert archive.choose(random.Random(1)) is None
     archive.keep(b"old", {1, 2, 9}, {1: "count", 2: "order"})
@@ -204,6 +204,12 @@ def test_the_archive_keeps_the_last_input_for_each_state() -> None:
     assert chosen == {b"old", b"new"}
     archive.keep(b"new", {2, 9}, {1: "count", 2: "order"})
     assert {archive.choose(random.Random(seed)) for seed in range(50)} == {b"new"}
+    archive = Archive()
+    kept = []
+    for number in range(64):
+        archive.keep(bytes(number), {1}, {1: "count"})
+        kept.append(archive.choose(random.Random(1)))
+    assert 4 < len(set(kept)) < 32
 
 
 def test_the_archive_gives_every_sort_of_state_the_same_attention() -> None:
@@ -214,6 +220,17 @@ def test_the_archive_gives_every_sort_of_state_the_same_attention() -> None:
     archive.keep(b"one", {100}, groups)
     chosen = [archive.choose(random.Random(seed)) for seed in range(400)]
     assert 140 < chosen.count(b"one") < 260
+
+
+def test_the_archive_prefers_rare_states() -> None:
+    """What few runs have reached is chosen more often than what many have; neither is left out."""
+    archive = Archive()
+    groups: dict[int, object] = dict.fromkeys(range(4), "stage")
+    for _ in range(10):
+        archive.keep(b"common", {0, 1, 2}, groups)
+    archive.keep(b"rare", {3}, groups)
+    chosen = [archive.choose(random.Random(seed)) for seed in range(400)]
+    assert 1.5 * 100 < chosen.count(b"rare") < 300
 
 
 def test_guidance_hits_one_counter_for_each_feature() -> None:
