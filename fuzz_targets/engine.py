@@ -146,7 +146,9 @@ class Run:
         """Write generated scenarios into `folder`: as many as the profile says, half of the `runs` at most, -1 is no limit.
 
         What is found soon is found soonest this way: mutation is worth its while only when there is something to mutate.
+        What a single failure in a start brings about comes bit by bit afterwards.
         """
+        self.mutator.begin_sweep(seed)
         count = self.target.profile.beginning
         for number in range(count if runs < 0 else min(count, runs // 2)):
             (folder / f"{number:06}.bin").write_bytes(self.mutator.generated(seed + number))

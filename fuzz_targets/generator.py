@@ -231,6 +231,28 @@ def generate(
     )
 
 
+def failure_sweep(target: Target, design: str) -> list[Scenario]:
+    """Every failure that a start with one device may meet, one at a time: once for each kind of device.
+
+    After the failure the firmware connects once more, and leaves. Empty in the worlds that have no drivers.
+    """
+    if target.world not in MACHINES:
+        return []
+    after = (operation("connect"), operation("connect"), operation("exit"))
+    return [
+        Scenario(
+            world=target.world,
+            design=design,
+            devices=(kind,),
+            operations=(operation("fail", call=failure, nth=nth), *after),
+        )
+        for kind in target.profile.kinds
+        for call, count in START_CALLS.items()
+        for failure in _FAILURES_OF[call]
+        for nth in range(1, count + 1)
+    ]
+
+
 class Swarm:
     """The choices that one scenario sticks to: which kinds of operation it has, and which calls it aims at.
 

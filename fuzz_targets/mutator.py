@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from fuzz_targets import codec
 from fuzz_targets.generator import (
     Swarm,
+    failure_sweep,
     generate,
     random_devices,
     random_operation,
@@ -54,8 +55,11 @@ ARCHIVE_SHARE = 0.4
 SWITCH_SHARE = 0.06
 """How often a hostile scenario has a switch turned on or off before it is changed."""
 
-GENERATE_SHARE = 0.1
+GENERATE_SHARE = 0.2
 """How often a mutation is a wholly new scenario."""
+
+SWEEP_SHARE = 0.1
+"""How often it is one of the failure sweep, until all of that have come."""
 
 
 # ---- scenarios ----------------------------------------------------------------------------------------------------
@@ -284,6 +288,7 @@ class Mutator:
                    what every scenario gets, or None: what its bytes say
     switches       those of the hostile environment that scenarios may have
     archive        inputs by the state that they reach, where there is guidance
+    sweep          scenarios that come once each, the last one first
     errors         how many of our own errors were caught
     failure        the last of them, until somebody takes it
 
@@ -310,6 +315,7 @@ class Mutator:
         self.switches = switches
         self._allowed = frozenset(switches)
         self.archive: Archive | None = None
+        self.sweep: list[Scenario] = []
         self.errors = 0
         self.failure: Exception | None = None
         self._rng = Random(0)
@@ -337,6 +343,8 @@ class Mutator:
         if not target.mutates:
             design = rng.choice(target.designs) if self.design is None else self.design
             return fitted(self._new(scenario, design), max_size)
+        if self.sweep and rng.random() < SWEEP_SHARE:
+            return fitted(self.pinned(self.sweep.pop()), max_size)
         # An input too short to say anything is what libFuzzer begins with.
         if len(data) < 8 or rng.random() < GENERATE_SHARE:
             return fitted(self._new(scenario, scenario.design), max_size)
@@ -361,6 +369,11 @@ class Mutator:
         """The bytes of a wholly new scenario with what the campaign has fixed."""
         self._rng.seed(seed)
         return codec.encode(self._new(self.pinned(codec.decode(b"")), self.design or self.target.default_design))
+
+    def begin_sweep(self, seed: int) -> None:
+        """Let the failure sweep come among the mutations, in an order that hangs on `seed`."""
+        self.sweep = failure_sweep(self.target, self.design or self.target.default_design)
+        Random(seed).shuffle(self.sweep)
 
     def pinned(self, scenario: Scenario) -> Scenario:
         """The scenario in the target's world, with what the campaign has fixed, and no switch that it does not permit."""

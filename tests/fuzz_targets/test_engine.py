@@ -136,6 +136,9 @@ def test_a_run_can_begin_with_generated_scenarios(stand_in: StandIn, tmp_path: P
     assert len(made) == 10
     assert {one.design for one in made} == {"reference-count"}
     assert any(one.operations for one in made)
+    sweeping = Mutator(LIFECYCLE, "reference-count", "")
+    sweeping.begin_sweep(3)
+    assert stand_in.options["custom_mutator"].__self__.sweep == sweeping.sweep
 
 
 def test_what_a_run_begins_with_depends_on_its_seed(stand_in: StandIn, tmp_path: Path) -> None:

@@ -202,6 +202,19 @@ def test_inputs_come_from_the_archive_too() -> None:
     assert 0.2 * 200 < descended < 0.6 * 200
 
 
+def test_a_sweep_comes_once() -> None:
+    """Every scenario of it, with what the campaign has fixed, in an order that hangs on the seed."""
+    subject, other = (Mutator(LIFECYCLE, "reference-count", "bus-forgets-reset") for _ in range(2))
+    subject.begin_sweep(1)
+    other.begin_sweep(2)
+    assert subject.sweep != other.sweep
+    awaited = {codec.encode(subject.pinned(made)) for made in subject.sweep}
+    came = Counter(subject.mutated(codec.encode(MADE), 4096, seed) for seed in range(12_000))
+    assert not subject.sweep
+    assert max(came[data] for data in awaited) < 5  # now and then a mutation comes to the same
+    assert min(came[data] for data in awaited) == 1
+
+
 def test_an_error_of_ours_is_kept_for_the_next_execution(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception would hang the process: the input goes on unchanged within the size, and the error waits."""
 
