@@ -22,6 +22,7 @@ they do, one of them is not noticed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from random import Random
 from typing import Any
 from zlib import crc32
@@ -188,30 +189,29 @@ class Archive:
     and seldom gets longer: what is short runs soon and is easy to change.
     """
 
-    __slots__ = ("_inputs", "_runs")
+    __slots__ = ("_groups",)
 
     def __init__(self) -> None:
-        self._inputs: dict[object, dict[int, bytes]] = {}
-        self._runs: dict[int, int] = {}
+        # Sort of state → number of the state → how many runs reached it, and the input. Two states of different sorts may
+        # have the same number.
+        self._groups: dict[object, dict[int, tuple[int, bytes]]] = {}
 
     def keep(self, data: bytes, found: set[int], groups: dict[int, object]) -> None:
         """Remember `data` for every state among the features that it has."""
-        inputs, runs = self._inputs, self._runs
         for number in found:
             group = groups.get(number)
             if group is not None:
-                states = inputs.setdefault(group, {})
-                count = runs[number] = runs.get(number, 0) + 1
-                if count % _LONGER_ONE_IN == 1 or len(data) <= len(states[number]):
-                    states[number] = data
+                states = self._groups.setdefault(group, {})
+                runs, kept = states.get(number, (0, data))
+                replaces = len(data) <= len(kept) or runs % _LONGER_ONE_IN == 0
+                states[number] = (runs + 1, data if replaces else kept)
 
     def choose(self, rng: Random) -> bytes | None:
         """An input from the archive; None while it is empty."""
-        if not self._inputs:
+        if not self._groups:
             return None
-        inputs = rng.choice(list(self._inputs.values()))
-        states = list(inputs)
-        return inputs[min(rng.choices(states, k=_CANDIDATES), key=self._runs.__getitem__)]
+        states = list(rng.choice(list(self._groups.values())).values())
+        return min(rng.choices(states, k=_CANDIDATES), key=itemgetter(0))[1]
 
 
 class Guidance:

@@ -233,6 +233,14 @@ def test_the_archive_prefers_rare_states() -> None:
     assert 1.5 * 100 < chosen.count(b"rare") < 300
 
 
+def test_states_of_two_sorts_may_have_one_number() -> None:
+    """Numbers are hashes: each sort has its own count and input for it."""
+    archive = Archive()
+    archive.keep(b"first", {1}, {1: "count"})
+    archive.keep(b"the second", {1}, {1: "order"})
+    assert {archive.choose(random.Random(seed)) for seed in range(50)} == {b"first", b"the second"}
+
+
 def test_guidance_hits_one_counter_for_each_feature() -> None:
     """Counters are reserved once, hit once a run each, and the input is archived."""
     reserved: list[int] = []
