@@ -18,8 +18,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
-from guest.machine import ANSWER, CODE, EXECUTE, MAILBOX, PAGE, READ, WRITE, Machine, Trap
+from guest.machine import ANSWER, CODE, EXECUTE, MAILBOX, PAGE, READ, SCRATCH, Machine, Trap
 
 CALL_ARGUMENTS = 8
 STACK_ARGUMENTS = (
@@ -43,8 +44,6 @@ _TRAP_END = (
     b"\x48\xa1" + struct.pack("<Q", ANSWER) + b"\xc3"  # mov rax, [ANSWER]; ret
 )
 _CODE_PAGES = 8
-_SCRATCH = MAILBOX - 0x10000
-_SCRATCH_END = MAILBOX
 
 
 class CallingConvention:
@@ -53,9 +52,8 @@ class CallingConvention:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         machine.map(CODE, _CODE_PAGES * PAGE, READ | EXECUTE)
-        machine.map(_SCRATCH, _SCRATCH_END - _SCRATCH, READ | WRITE)
         self._next = CODE
-        self._scratch = _SCRATCH
+        self._scratch = SCRATCH
         gate = (
             b"\x55"  # push rbp
             b"\x48\x89\xe5"  # mov rbp, rsp
@@ -93,7 +91,7 @@ class CallingConvention:
         """Memory that the guest sees for the time of a call, with `data` in it; its address."""
         address = self._scratch
         end = address + (len(data) + 23 & -16)
-        if end > _SCRATCH_END:
+        if end > MAILBOX:
             raise self.machine.fault("read", "more data than a call can hand over", address)
         self._scratch = end
         self.machine.write(address, data)
@@ -127,10 +125,7 @@ class CallingConvention:
 
     def write_jumps(self, address: int, targets: Sequence[int], distance: int) -> None:
         """Let a jump to each of `targets` stand at every `distance` bytes from `address`, in code that the guest sees."""
-        places = range(address, address + len(targets) * distance, distance)
-        jumps = zip(places, targets, strict=True)
-        code = [(b"\xe9" + _I32.pack(target - place - 5)).ljust(distance, b"\0") for place, target in jumps]
-        self.machine.write(address, b"".join(code))
+        self.machine.write(address, _jumps(address, tuple(targets), distance))
 
     def reserve(self, size: int, alignment: int = 16) -> int:
         """Room in the code that the guest sees."""
@@ -150,13 +145,26 @@ class CallingConvention:
         return self.machine.u64(sp + STACK_ARGUMENTS + (index - 4) * 8)
 
     def _trap(self, handler: Trap, spill: bytes) -> int:
-        port = self.machine.add_trap(handler)
-        return self.write(_TRAP_BEGIN + spill + _TRAP_MIDDLE + _I32.pack(port) + _TRAP_END)
+        return self.write(_trap_code(spill, self.machine.add_trap(handler)))
 
     def write(self, code: bytes, otherwise: int = 0) -> int:
         """Write code that the guest may call, with a jump to `otherwise` behind it. Gives its address."""
         address = self.reserve(len(code) + 5)
-        self.machine.write(address, code)
+        self.machine.ram[address : address + len(code)] = code
         if otherwise:
             self.write_jumps(address + len(code), [otherwise], 5)
         return address
+
+
+# Every world has the same code at the same places, so what was made for one serves all.
+
+
+@lru_cache(maxsize=1024)
+def _trap_code(spill: bytes, port: int) -> bytes:
+    return _TRAP_BEGIN + spill + _TRAP_MIDDLE + _I32.pack(port) + _TRAP_END
+
+
+@lru_cache(maxsize=64)
+def _jumps(address: int, targets: tuple[int, ...], distance: int) -> bytes:
+    jumps = zip(range(address, address + len(targets) * distance, distance), targets, strict=True)
+    return b"".join((b"\xe9" + _I32.pack(target - place - 5)).ljust(distance, b"\0") for place, target in jumps)

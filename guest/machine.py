@@ -45,13 +45,18 @@ TRAPS_MAX = 256
 MAILBOX = 0x1E90_0000
 """Where traps leave six words (four arguments, stack pointer, return address), and behind them the answer."""
 ANSWER = MAILBOX + 48
+SCRATCH = MAILBOX - 0x1_0000
+"""What calls hand over lies between here and the mailbox."""
+TABLES = MAILBOX + PAGE
+TABLES_SIZE = 0x4_0000
+"""Where the firmware's own memory is."""
 STACK_END = 0x1F00_0000
 STACK_SIZE = 0x10_0000
 CODE = STACK_END  # traps and images, up to CODE_END
 CODE_END = 0x1F40_0000
 
-_ALWAYS = {MAILBOX: PAGE, STACK_END - STACK_SIZE: STACK_SIZE}
-"""Memory that the guest sees in every world: address → size."""
+_ALWAYS = {SCRATCH: TABLES + TABLES_SIZE - SCRATCH, STACK_END - STACK_SIZE: STACK_SIZE}
+"""Memory that the guest sees in every world, besides the first chunk of the pool window: address → size."""
 
 SPIN_BLOCKS = 5_000
 SPINS_MAX = 100
@@ -175,6 +180,7 @@ class Machine:
             self._hooks.append(self._uc.hook_add(unicorn.UC_HOOK_EDGE_GENERATED, self._on_translation))
         self._kept: dict[int, int] = {}
         self._code = b""
+        self.map_pool(POOL_WINDOW + POOL_CHUNK)
         self._begin()
         self._watch = _Watch(self) if watched and not counting else None
 
@@ -195,7 +201,7 @@ class Machine:
             size = last - first + 1
             if CODE <= first < CODE_END or _ALWAYS.get(first) == size:
                 self._kept[first] = size
-            else:
+            elif first != POOL_WINDOW:
                 uc.mem_unmap(first, size)
         self._code = self.ram[CODE : max((first + size for first, size in self._kept.items()), default=CODE)]
         for memory in (self.ram, self._pool, self._special):
@@ -204,7 +210,7 @@ class Machine:
         self._pages = bytearray(MEMORY_END >> 12)
         self._placed.clear()
         self._free_pages = list(range(PLACED_PAGES - 1, -1, -1))
-        self._pool_end = POOL_WINDOW
+        self._pool_end = POOL_WINDOW + POOL_CHUNK
         self.spinning = lambda: False
         self.read_port, self.write_port = _ones, _drop
         self.entered = self.left = _nothing

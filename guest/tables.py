@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import struct
 import uuid
+from functools import lru_cache
 
-from guest.machine import MAILBOX, PAGE, READ, WRITE, Machine
+from guest.machine import TABLES, TABLES_SIZE, Machine
 
 BOOT_SERVICES = (
     *("RaiseTPL", "RestoreTPL", "AllocatePages", "FreePages", "GetMemoryMap", "AllocatePool", "FreePool"),
@@ -47,8 +48,6 @@ PI_PCD_PROTOCOL = "13a3f0f6-264a-3ef0-f2e0-dec512342f34"
 HOB_LIST_TABLE = "7739f24c-93d7-11d4-9a3a-0090273fc14d"
 XEN_INFO_HOB = "d3b46f3b-d441-1244-9a12-0012273fc14d"
 
-SIZE = 0x40000
-_START = MAILBOX + PAGE
 _CONFIGURATION_TABLES_MAX = 64
 _HEADER_SIZE = 24
 _BOOT_SERVICES_SIGNATURE = int.from_bytes(b"BOOTSERV", "little")
@@ -59,9 +58,16 @@ _SYSTEM_TABLE_SIZE = 120
 _HOB_HANDOFF, _HOB_GUID_EXTENSION, _HOB_END = 1, 4, 0xFFFF
 
 
+@lru_cache(maxsize=256)
 def guid_bytes(guid: str) -> bytes:
     """A GUID as it stands in memory."""
     return uuid.UUID(guid).bytes_le
+
+
+@lru_cache(maxsize=1024)
+def guid_text(raw: bytes) -> str:
+    """What `guid_bytes` was made from."""
+    return str(uuid.UUID(bytes_le=raw))
 
 
 class FirmwareMemory:
@@ -71,15 +77,14 @@ class FirmwareMemory:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self._next = _START
+        self._next = TABLES
         self._guids: dict[str, int] = {}
-        machine.map(_START, SIZE, READ | WRITE)
 
     def reserve(self, size: int, alignment: int = 16) -> int:
         """Room for `size` bytes; its address."""
         address = -(-self._next // alignment) * alignment
         self._next = address + size
-        assert self._next <= _START + SIZE, "the firmware's own memory is used up"
+        assert self._next <= TABLES + TABLES_SIZE, "the firmware's own memory is used up"
         return address
 
     def place(self, data: bytes, alignment: int = 16) -> int:

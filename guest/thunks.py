@@ -13,7 +13,6 @@ Where a guest hands the core something that the core looks at, it gets an object
 from __future__ import annotations
 
 import struct
-import uuid
 import zlib
 from collections.abc import Callable
 from functools import cache, partial
@@ -23,7 +22,7 @@ from guest.calling_convention import CallingConvention
 from guest.drivers import GuestBinding, GuestFunction, Images
 from guest.heap import Heap
 from guest.machine import Machine
-from guest.tables import BOOT_SERVICES, PCD_SERVICES, RUNTIME_SERVICES, FirmwareMemory, Tables, guid_bytes
+from guest.tables import BOOT_SERVICES, PCD_SERVICES, RUNTIME_SERVICES, FirmwareMemory, Tables, guid_bytes, guid_text
 from guest.task_priority import TaskPriority
 from reference_impl.uefi import guids
 from reference_impl.uefi.boot_services import BootServices
@@ -64,7 +63,6 @@ class Thunks:
         self._convention = convention
         self.firmware = firmware
         self._images = images
-        self._texts: dict[bytes, str] = {}
         self.missed: set[tuple[str, str]] = set()
         self.views: dict[str, Callable[[int, str], Any]] = {
             guids.DRIVER_BINDING_PROTOCOL: lambda address, agent: GuestBinding(images, address, agent),
@@ -126,11 +124,7 @@ class Thunks:
         """The GUID at an address as text, "" for NULL."""
         if not address:
             return ""
-        raw = self.machine.read(address, 16)
-        text = self._texts.get(raw)
-        if text is None:
-            text = self._texts[raw] = str(uuid.UUID(bytes_le=raw))
-        return text
+        return guid_text(self.machine.read(address, 16))
 
     def argument(self, sp: int, index: int) -> int:
         """The argument `index` (4 and above) of the service whose stack pointer is `sp`."""

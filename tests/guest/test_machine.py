@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("unicorn", reason="the extra [efi] is not installed")
 
 from guest.calling_convention import CallingConvention
-from guest.machine import CODE_END, EXECUTE, PAGE, READ, SPINS_MAX, WRITE, GuestFault, Machine
+from guest.machine import CODE_END, EXECUTE, PAGE, POOL_CHUNK, READ, SPINS_MAX, WRITE, GuestFault, Machine
 from reference_impl.uefi.memory import POOL_WINDOW
 
 PLACE = CODE_END - PAGE
@@ -140,7 +140,7 @@ def test_fault_inside_a_call_from_a_handler_says_where_it_was(convention):
 def test_services_cannot_reach_what_the_guest_cannot(convention):
     """A bad pointer that is handed to a service is a fault of the guest."""
     machine = convention.machine
-    for address in (0, 0x1000, POOL_WINDOW, PLACE + PAGE - 4, 0xF2000000):
+    for address in (0, 0x1000, POOL_WINDOW + POOL_CHUNK, PLACE + PAGE - 4, 0xF2000000):
         with pytest.raises(GuestFault):
             machine.u64(address)
         with pytest.raises(GuestFault):
@@ -176,13 +176,27 @@ def test_placed_page_is_one_page_wherever_it_is(convention):
 
 
 def test_pool_window_grows(convention):
-    """What lies behind its end is out of reach."""
+    """By whole chunks, of which the first is always there; what lies behind its end is out of reach."""
     machine = convention.machine
-    machine.map_pool(POOL_WINDOW + 1)
-    machine.put_u64(POOL_WINDOW + 16, 5)
-    assert convention.call(put(convention, b"\x48\x8b\x01\xc3"), POOL_WINDOW + 16) == 5
+    end = POOL_WINDOW + POOL_CHUNK
     assert machine.is_mapped(POOL_WINDOW)
-    assert not machine.is_mapped(POOL_WINDOW + (1 << 20))
+    assert not machine.is_mapped(end)
+    machine.map_pool(end + 1)
+    machine.put_u64(end + 16, 5)
+    assert convention.call(put(convention, b"\x48\x8b\x01\xc3"), end + 16) == 5
+    assert machine.is_mapped(end)
+    assert not machine.is_mapped(end + POOL_CHUNK)
+
+
+def test_a_renewed_machine_has_the_first_chunk_of_the_pool_only(convention):
+    """As a new one has, with nothing in it."""
+    machine = convention.machine
+    machine.map_pool(POOL_WINDOW + POOL_CHUNK + 1)
+    machine.put_u64(POOL_WINDOW, 5)
+    machine.renew()
+    assert machine.u64(POOL_WINDOW) == 0
+    with pytest.raises(GuestFault):
+        machine.u64(POOL_WINDOW + POOL_CHUNK)
 
 
 @pytest.mark.parametrize("instruction", [b"\xf3\xaa", b"\xf3\x48\xab", b"\xf3\xa4"], ids=["stosb", "stosq", "movsb"])
