@@ -454,6 +454,9 @@ class Campaign:
                 f"worker {row.id} had been killed: {found.executions:,} executions, {entries} corpus entries",
             )
         self._statistics.commit()
+        for path in sorted(self._folder.workers.iterdir()):
+            if path.name in rows:
+                _remove(path)
         for path in (*self._folder.workers.iterdir(), *self._folder.findings.glob(".*")):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -774,7 +777,7 @@ class Campaign:
         self._store_figures(ended, "stopped" if ended.stopped else f"status {ended.status}")
         self._statistics.commit()
         self._kept = self._keep_inputs(ended.found.path, ended.design, ended.log())
-        shutil.rmtree(ended.found.path, ignore_errors=True)
+        _remove(ended.found.path)
 
     def _keep_inputs(self, folder: Path, design: str, log: str = "") -> list[Path]:
         """Move the inputs over which a worker broke down out of its folder, and out of the corpus."""
@@ -984,6 +987,13 @@ class Campaign:
             self._problems,
             bool(self._stops),
         )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a worker's folder at once: half of one would look like a worker that has counted less."""
+    gone = folder.with_name(f".{folder.name}")  # no worker's name; what is left of it the next run takes away
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _scenarios_in(folders: Iterable[Path]) -> list[Path]:

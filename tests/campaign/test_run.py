@@ -13,7 +13,7 @@ import pytest
 from campaign import run as running
 from campaign import worker_process
 from campaign.exit_status import Exit, UsageProblem
-from campaign.findings import FindingStore
+from campaign.findings import COUNTERS_FILE, FindingStore
 from campaign.run import Campaign, Progress, Result, Settings
 from campaign.shared_corpus import name_of
 from campaign.statistics import Statistics, read
@@ -440,6 +440,35 @@ def test_what_was_killed_is_taken_over(tmp_path: Path) -> None:
     assert (wanted.out / "crashes" / "timeout-0123").read_bytes() == b"slow"
     assert list((wanted.out / "workers").iterdir()) == []
     assert result.exit == Exit.FINDINGS
+
+
+@pytest.mark.parametrize("left", [COUNTERS_FILE, "000001.json"])
+def test_a_run_that_is_killed_while_it_removes_a_workers_folder_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """Whatever part of the folder had been removed by then. The next run has nothing left to do."""
+    wanted = settings(tmp_path)
+
+    class Killed(BaseException):
+        """In the place of kill -9."""
+
+    def killed(folder: Path, **_: Any) -> None:
+        for path in folder.iterdir():
+            if path.is_file() and path.name != left:
+                path.unlink()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("campaign.run.shutil.rmtree", killed)
+        with pytest.raises(Killed):
+            run_with("finds", wanted)
+    before = read(wanted.out)
+    assert before.executions == 10
+    result = run_with("finds", wanted)
+    assert result.executions == 10
+    counts = {finding.signature: finding.count for finding in before.findings}
+    assert {one.finding.signature: one.finding.count for one in result.findings} == counts
+    assert list((wanted.out / "workers").iterdir()) == []
 
 
 def test_a_worker_of_a_killed_run_that_is_still_there_is_waited_for(
