@@ -93,9 +93,9 @@ class Watch:
             self._began = time.process_time()
         cpu_s = time.process_time() - self._began
         found = {finding.signature: f"{finding.oracle}/{finding.rule}" in self._rules for finding in verdict.findings}
-        known = self._wrong | self._of_the_environment
         right = ""
-        if any(is_right or name not in known for name, is_right in found.items()):
+        known = (self._wrong, self._of_the_environment)
+        if any(is_right or not any(name in names for names in known) for name, is_right in found.items()):
             without = {finding.signature for finding in self._run(replace(scenario, fault="")).findings}
             right = next((name for name, is_right in found.items() if is_right and name not in without), "")
             wrong = {name for name, is_right in found.items() if not is_right}
@@ -169,7 +169,13 @@ def _under_atheris(task: Task, *corpora: str, beginning: Path | None = None, mut
         fault=trial.fault,
         environment=shown.environment,
         switches=_switches(shown),
-        arguments=[f"-seed={trial.seed}", "-print_final_stats=0", f"-timeout={trial.cap_s + 60}", *corpora],
+        arguments=[
+            f"-seed={trial.seed}",
+            "-print_final_stats=0",
+            f"-timeout={trial.cap_s + 60}",
+            f"-artifact_prefix={tempfile.mkdtemp()}/",  # or else what breaks down leaves its input where the user is
+            *corpora,
+        ],
         on_verdict=lambda data, scenario, verdict: watch.see(scenario, verdict),
         beginning=beginning,
         mutate=mutate,

@@ -39,7 +39,7 @@ _COUNT_MAX = 8
 _RECORDS_MAX = 1 << 9
 
 _CANDIDATES = 3  # states of which the archive takes the rarest
-_LONGER_ONE_IN = 8  # runs that reach a state takes the archive one that is longer than what it has
+_LONGER_ONE_IN = 8  # of so many runs that reach a state, one may put a longer input in the place of what is kept
 
 _ENTRY, _INJECTED = int(Kind.ENTRY), int(Kind.INJECTED)
 _EXIT, _MAP_KEY = int(Kind.EXIT), int(Kind.MAP_KEY)

@@ -142,11 +142,11 @@ def test_ten_thousand_seeds_give_inputs_within_their_size() -> None:
 
 def test_the_seed_decides() -> None:
     """The same input and seed give the same answer; other seeds give others."""
-    data = codec.encode(MADE)
+    data = codec.encode(generate(random.Random(1), LIFECYCLE, "disconnect"))
     subject = Mutator(LIFECYCLE)
     answers = [subject.mutated(data, 4096, seed) for seed in range(50)]
     assert [subject.mutated(data, 4096, seed) for seed in range(50)] == answers
-    assert len(set(answers)) > 35
+    assert len(set(answers)) > 40
 
 
 def test_a_run_starts_with_whole_scenarios() -> None:
