@@ -60,7 +60,7 @@ def _stuck(reading: Reading) -> list[Finding]:
         subject = arguments[0] if arguments else name
         if name == "dead-loop":
             continue  # the oracle guest-fault tells it
-        if name == "step-budget":
+        if name in ("step-budget", "endless-wait"):
             if depth > DEPTH_MAX:
                 rule = "nesting"
             elif _polls_a_dead_timer(reading):
@@ -68,7 +68,7 @@ def _stuck(reading: Reading) -> list[Finding]:
             elif (holder := _holder_of_most(reading, entry, step)) is not None:
                 # A loop is known by what it keeps from coming back: the budget may run out in any of its calls.
                 rule, subject = "unbounded-poll", holder.name
-            elif arguments == ("WaitForEvent",):
+            elif name == "endless-wait":
                 rule = "unbounded-poll"
             else:
                 continue

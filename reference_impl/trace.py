@@ -57,7 +57,8 @@ class Kind(IntEnum):
                    (address, owner)
     TAKE_OVER      a step of the operating system: "memory-map", "store", "grant-table", "event-channel", or a device;
                    details; "OK" or what is in the way; the agent responsible
-    STUCK          the run ends because nothing moves on: "step-budget", "no-progress" or "nesting"; (in which call,)
+    STUCK          the run ends because nothing moves on: "step-budget", "endless-wait", "no-progress" or "nesting"; (in
+                   which call,)
     DRIVER_STATE   a variable in which a driver keeps its state takes a value that it never had: its name; (); None;
                    the value
     FAULT          guest code did what no processor allows, and the run ends: "read", "write", "fetch" of memory that is

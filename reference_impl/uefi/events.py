@@ -394,6 +394,7 @@ class Events:
         if not event_ids:
             raise EfiError(EfiStatus.INVALID_PARAMETER)
         quiet = False
+        before = self._steps
         while True:
             for index, event_id in enumerate(event_ids):
                 try:
@@ -401,7 +402,7 @@ class Events:
                         return index
                 except EfiError as error:
                     raise WaitError(error.status, index) from None
-            self._step()
+            self._step(before)
             # While the platform is at work, time passes at its pace and not up to the next timer: a time limit of
             # seconds must not run out before a peer that answers within milliseconds.
             if self.core.idle():
@@ -494,11 +495,17 @@ class Events:
                 # Periods that were missed are not made up for.
                 self._arm(event, due + period if due + period > time else time + period)
 
-    def _step(self) -> None:
-        """Count a turn that leaves no record. Nothing else would end a wait that turns in circles."""
+    def _step(self, before: int | None = None) -> None:
+        """Count a turn that leaves no record. Nothing else would end a wait that turns in circles.
+
+        `before` is the count when the wait began: one that took most of the budget had no end, many that took it
+        together may each have had one.
+        """
         self._steps += 1
-        if self._steps > self.core.step_budget:
-            self._stuck("step-budget")
+        budget = self.core.step_budget
+        if self._steps > budget:
+            endless = before is not None and 2 * (self._steps - before) > budget
+            self._stuck("endless-wait" if endless else "step-budget")
 
     def _stuck(self, reason: str) -> None:
         core = self.core

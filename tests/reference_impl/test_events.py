@@ -371,13 +371,25 @@ def test_wait_for_a_timer_after_timers_are_off_is_stuck(core: Core, boot_service
     assert records_of(core, Kind.STUCK)[0].name == "no-progress"
 
 
-def test_wait_with_somebody_elses_periodic_timer_uses_up_the_budget(core: Core, boot_services: BootServices) -> None:
-    """A ticking machine on which the awaited event never comes ends by the step budget, though nothing is recorded."""
+def test_wait_with_somebody_elses_periodic_timer_has_no_end(core: Core, boot_services: BootServices) -> None:
+    """A ticking machine on which the awaited event never comes uses up the budget, though nothing is recorded."""
     ticking, never = boot_services.create_event(TIMER, 0, None), boot_services.create_event(PLAIN, 0, None)
     boot_services.set_timer(ticking, PERIODIC, MS_100NS)
     core.step_budget = 300
     with pytest.raises(StepBudgetExceeded):
         boot_services.wait_for_event((never,))
+    assert records_of(core, Kind.STUCK)[0].name == "endless-wait"
+
+
+def test_many_bounded_waits_are_no_endless_one(core: Core, boot_services: BootServices) -> None:
+    """Each wait takes a tenth of the budget of turns: together they use it up."""
+    ticking, awaited = boot_services.create_event(TIMER, 0, None), boot_services.create_event(TIMER, 0, None)
+    boot_services.set_timer(ticking, PERIODIC, MS_100NS)
+    core.step_budget = 300
+    with pytest.raises(StepBudgetExceeded):  # noqa: PT012
+        for _ in range(20):
+            boot_services.set_timer(awaited, RELATIVE, 300 * MS_100NS)
+            boot_services.wait_for_event((awaited,))
     assert records_of(core, Kind.STUCK)[0].name == "step-budget"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oracles import judge
 from reference_impl.scenario import OPERATIONS, Blob, Operation, operation, operations_of, scenario
 from reference_impl.trace import Kind
 from reference_impl.world import run
@@ -40,6 +41,17 @@ def test_a_silent_peer_is_given_up_after_a_bounded_wait():
     from reference_impl.xenbus.xenstore_client import PATIENCE
 
     assert waits(ring(answers("nothing"), ASK)) == PATIENCE
+
+
+def test_many_bounded_waits_are_no_wait_without_end():
+    """A silent peer and many requests use up the budget of steps between them, in whichever call: each would have ended."""
+    calls = set()
+    for before in range(8):
+        trace = ring(*[operation("fail")] * before, *[answers("nothing"), ASK] * 24)
+        (stuck,) = records(trace, Kind.STUCK)
+        calls |= {stuck.arguments}
+        assert judge(trace) == []
+    assert ("WaitForEvent",) in calls
 
 
 def test_an_answer_to_another_request_is_passed_over():
