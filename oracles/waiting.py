@@ -82,13 +82,14 @@ def _stuck(reading: Reading) -> list[Finding]:
 def _holder_of_most(reading: Reading, entry: Entry | None, step: int) -> Entry | None:
     """The innermost entry of a driver, from `entry` outwards, in which more than half of the run passed at a stretch.
 
-    A stretch ends where driver code inside of it came back: that one waited, but not for ever. Notifications are none of
-    its doing.
+    A stretch ends where driver code inside of it, at any depth, came back: that one waited, but not for ever.
+    Notifications are none of its doing.
     """
     came_back: dict[Entry | None, int] = {}
     for inner in reading.entries:
-        if inner.end <= step and inner.name != "Notify":
-            came_back[inner.outer] = max(came_back.get(inner.outer, 0), inner.end)
+        if inner.end <= step and inner.name != "Notify" and inner.outer is not None:
+            for around in inner.outer.outwards():
+                came_back[around] = max(came_back.get(around, 0), inner.end)
     outwards = entry.outwards() if entry is not None else ()
     return next((around for around in outwards if 2 * (step - max(around.step, came_back.get(around, 0))) > step), None)
 

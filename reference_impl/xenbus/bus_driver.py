@@ -34,7 +34,7 @@ from reference_impl.xen.platform import XenPlatform
 from reference_impl.xenbus.designs.base import BusTeardown, Design
 from reference_impl.xenbus.driver import Driver
 from reference_impl.xenbus.protocol import XenBusProtocol
-from reference_impl.xenbus.xenstore_client import FixedBuffers, PoolBuffers, XenStoreClient, XenStoreError
+from reference_impl.xenbus.xenstore_client import ENDLESS, FixedBuffers, PoolBuffers, XenStoreClient, XenStoreError
 
 AGENT = "XenBusDxe"
 MEMORY_TYPE_RESERVED = 0
@@ -184,7 +184,10 @@ class XenBus:
         port = hypercalls.hvm_get_param(STORE_EVTCHN)
         hypercalls.hvm_get_param(STORE_PFN)
         ring = self.platform.ring
-        self._buffers = PoolBuffers(services, ring) if self.driver.design.careless else FixedBuffers(services)
+        if self.driver.design.careless:
+            self._buffers = PoolBuffers(services, ring, ENDLESS)
+        else:
+            self._buffers = FixedBuffers(services)
         self._store = XenStoreClient(services, hypercalls, ring, port, self._buffers)
         self.teardown = self.driver.design.bus(self)
         self._enumerate()

@@ -8,7 +8,8 @@ Where the memory for paths and messages comes from, and how it waits, is the tea
 * `PoolBuffers` does both as the shipped driver: pool for every path, value, message and body, and a timer for each wait.
 * `FixedBuffers` works in one page that the bus allocated when it started; no memory service is called afterwards.
 
-The peer is not trusted: whatever bytes it writes, a request ends with an answer or an `XenStoreError`.
+The peer is not trusted: whatever bytes it writes, a request ends with an answer or an `XenStoreError`. Where it
+writes nothing, the driver that ships waits for ever.
 Sources: xen/include/public/io/xs_wire.h for the format; docs/misc/xenstore-ring.txt for the reset.
 """
 
@@ -25,6 +26,9 @@ POLL_INTERVAL_US = 100
 WAIT_100NS = 10_000_000
 PATIENCE = 200
 """Pauses without any news after which a peer counts as dead."""
+
+ENDLESS = 1 << 62
+"""The patience of the driver that ships, which waits for xenstored for as long as it takes."""
 
 MESSAGES_MAX = 1000
 """Messages between a request and its answer after which the peer counts as mad."""
@@ -78,12 +82,15 @@ class Watch:
 class PoolBuffers:
     """The shipped driver's ways: pool for each path, value, message and body, and a wait for the ring's event.
 
-    `event` is of type EVT_NOTIFY_WAIT: its notification looks whether the ring has something to say.
+    patience  pauses without any news after which xenstored counts as dead
+
+    The event is of type EVT_NOTIFY_WAIT: its notification looks whether the ring has something to say.
     """
 
-    __slots__ = ("_event", "_ring", "_services")
+    __slots__ = ("_event", "_ring", "_services", "patience")
 
-    def __init__(self, services: BootServices, ring: SharedRing) -> None:
+    def __init__(self, services: BootServices, ring: SharedRing, patience: int = PATIENCE) -> None:
+        self.patience = patience
         self._services = services
         self._ring = ring
         self._event = services.create_event(EVT_NOTIFY_WAIT, TPL_NOTIFY, self._look, 0)
@@ -126,6 +133,7 @@ class FixedBuffers:
     """One page, taken when the bus starts; messages are built and processed in place, and waits are short stalls."""
 
     __slots__ = ("_page", "_services")
+    patience = PATIENCE
 
     def __init__(self, services: BootServices) -> None:
         self._services = services
@@ -221,8 +229,8 @@ class XenStoreClient:
             self._forget(watch)
 
     def wait_for_watch(self, watch: Watch) -> bool:
-        """Wait until the watch fires, and take the event. False where nothing came for `PATIENCE` pauses."""
-        for _ in range(PATIENCE):
+        """Wait until the watch fires, and take the event. False where nothing came for as long as it is patient."""
+        for _ in range(self._buffers.patience):
             self._drain(watch)
             if watch.events:
                 self._give(*watch.events.pop(0))
@@ -314,7 +322,7 @@ class XenStoreClient:
             raise XenStoreError("EPROTO") from None
 
     def _send(self, data: bytes) -> None:
-        for _ in range(PATIENCE):
+        for _ in range(self._buffers.patience):
             written = self._ring.write_request(data)
             self._notify()
             if written == len(data):
@@ -363,7 +371,7 @@ class XenStoreClient:
         data = ring.read_response(size_bytes)
         if len(data) == size_bytes:
             return data
-        for _ in range(PATIENCE):
+        for _ in range(self._buffers.patience):
             self._buffers.pause()
             self._notify()  # room was made: xenstored may have more to say
             more = ring.read_response(size_bytes - len(data))

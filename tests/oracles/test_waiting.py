@@ -86,6 +86,22 @@ def test_an_outer_entry_may_hold_the_budget() -> None:
     assert rules(story) == ["unbounded-poll"]
 
 
+@pytest.mark.parametrize(("inner", "told"), [("Stop", []), ("Notify", ["unbounded-poll"])])
+def test_who_came_back_deep_inside_gave_up(inner: str, told: list[str]) -> None:
+    """Unload stops the bus, which stops one device after the other: no entry around them waits longer than one of them.
+
+    A notification comes back whatever it interrupts.
+    """
+    story = Story()
+    with story.entry("Unload", BUS, None), story.entry("Stop", BUS, None):
+        for _ in range(2):
+            with story.entry(inner, BLOCK, EfiStatus.SUCCESS):
+                for _ in range(5):
+                    story.service("Stall")
+        story.stuck("step-budget", BUS, "Stall")
+    assert rules(story) == told
+
+
 def test_waiting_without_end_needs_no_records() -> None:
     """WaitForEvent turns in itself. One of many waits, in which the budget happens to run out, is nobody's fault."""
     story = Story()

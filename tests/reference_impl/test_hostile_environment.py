@@ -233,11 +233,25 @@ def test_a_device_that_stopped_half_way_serves_no_request():
     assert request.status == "no driver has started this device"
 
 
-def test_who_waits_for_a_silent_peer_is_named():
-    """`disconnect` waits for each answer with an event of its own, until the run's budget is used up."""
+def test_the_driver_that_ships_waits_for_a_silent_peer_for_ever():
+    """`disconnect` never gives up, however long the run may be."""
     steps = (CONNECT, operation("store", manner="silent"), STOP_BUS)
-    (stuck,) = records(on_a_disk(*steps, switches=("silent-peers",), design="disconnect"), Kind.STUCK)
+    trace = on_a_disk(*steps, switches=("silent-peers",), design="disconnect")
+    (stuck,) = records(trace, Kind.STUCK)
     assert (stuck.agent, stuck.name) == ("XenBusDxe", "step-budget")
+    assert "waiting/unbounded-poll/XenBusDxe/Stop" in [finding.signature for finding in judge(trace)]
+
+
+@pytest.mark.parametrize("leaving", [operation("unload"), STOP_BUS, operation("third-party")])
+@pytest.mark.parametrize("design", ["exit-callback", "reference-count"])
+def test_many_bounded_waits_for_a_silent_peer_are_no_endless_one(design, leaving):
+    """Each of four disks gives up after some thousand steps; that all together are too long for a run is nobody's fault."""
+    steps = (CONNECT, leaving, operation("store", manner="silent"), leaving, EXIT)
+    steps = steps if leaving.kind == "third-party" else (CONNECT, operation("store", manner="silent"), leaving)
+    switches = ("silent-peers", "third-party-stops")
+    trace = run(hostile(design, *steps, devices=DISK * 4, switches=switches))
+    assert [record.name for record in records(trace, Kind.STUCK)] == ["step-budget"]
+    assert [finding for finding in judge(trace) if finding.oracle == "waiting"] == []
 
 
 def test_a_device_that_is_stopped_meanwhile_is_not_called_back():

@@ -75,7 +75,8 @@ class DeviceTeardown:
 class Design(NamedTuple):
     """A teardown design: its two sides, and whether the bus is as careless as the one that ships.
 
-    That one takes the buffers of its messages from the pool when it needs them, and leaves a child that it cannot look up.
+    That one takes the buffers of its messages from the pool when it needs them, waits for xenstored without end, and leaves
+    a child that it cannot look up.
     """
 
     bus: Callable[[XenBus], BusTeardown]
