@@ -52,7 +52,7 @@ NAMES = frozenset(
         *("InstallProtocolInterface", "InstallMultipleProtocolInterfaces", "ReinstallProtocolInterface"),
         *("UninstallProtocolInterface", "UninstallMultipleProtocolInterfaces", "RegisterProtocolNotify"),
         *("OpenProtocol", "CloseProtocol", "OpenProtocolInformation", "HandleProtocol"),
-        *("LocateHandleBuffer", "ProtocolsPerHandle", "ConnectController", "DisconnectController"),
+        *("LocateHandleBuffer", "ProtocolsPerHandle", "ConnectController", "DisconnectController", "LoadImage"),
         *("EVTCHNOP_alloc_unbound", "EVTCHNOP_close", "XENMEM_add_to_physmap", "XENMEM_remove_from_physmap"),
         *("grant", "end", "WATCH", "UNWATCH", "WRITE"),
     }
@@ -62,7 +62,7 @@ NAMES = frozenset(
 
 _CHANGES = frozenset((int(Kind.OPERATION), int(Kind.RESET), int(Kind.XENBUS_STATE)))
 
-_OPENERS = frozenset({"RestoreTPL", "ExitBootServices", "LoadImage", "StartImage", "UnloadImage"})
+_OPENERS = frozenset({"RestoreTPL", "ExitBootServices", "StartImage", "UnloadImage"})
 """Services that nobody asks about, in which driver code may run. All others of that sort are in `NAMES`."""
 
 

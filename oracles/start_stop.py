@@ -20,6 +20,8 @@ How the calls may come:
     start-during-stop     no driver calls ConnectController for a controller that is just being stopped
     stop-during-exit      no driver disconnects while ExitBootServices notifications run: their providers may have shut
                           down, and Stop() frees (§7.1.1)
+    entered-after-unload  an image whose Unload() has succeeded has left no driver binding behind: its code is gone, and
+                          the next ConnectController would jump to where it was (§7.4.3)
 
 Where the core calls Stop() as it must not, the finding is the core's (DxeCore). Whatever a third party causes by a call of
 its own, at any depth of nesting, is nobody's.
@@ -31,7 +33,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from oracles.finding import Finding, Rule
-from oracles.holdings import LENT_BY_THE_PLATFORM, Book, Holding, Kept, book_of
+from oracles.holdings import LENT_BY_THE_PLATFORM, TEAR_OUT, Book, Holding, Kept, book_of
 from oracles.reading import PLATFORM_AGENTS, Entry, Reading, circumstances, tpl_name
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi import guids
@@ -56,6 +58,7 @@ RULES = {
     "stop-during-exit": Rule(
         "UEFI 2.10 §7.1.1", "No driver disconnects a controller while ExitBootServices notifications run."
     ),
+    "entered-after-unload": Rule("UEFI 2.10 §7.4.3", "A driver binding is gone once Unload() has succeeded."),
 }
 
 _CONNECTION, _RESET, _OPERATION, _INJECTED = (
@@ -93,6 +96,7 @@ def check(reading: Reading) -> list[Finding]:
         findings += _life(reading, book, lives)
         findings += _nesting(reading, lives)
         findings += _restarts(reading, book, lives)
+    findings += _entered_after_unload(reading)
     return findings
 
 
@@ -230,6 +234,25 @@ def _restarts(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Find
                     difference = "it had succeeded" if entry.failed else f"it took {after} instead of {before}"
                     seen = f"{entry.ending} after a Stop(); {difference}, in step {first[key].step}."
                     yield _finding("restart-differs", entry.agent, "Start", entry.step, seen)
+
+
+def _entered_after_unload(reading: Reading) -> Iterator[Finding]:
+    """The first entry into each driver binding whose image has unloaded itself, until the image is loaded again."""
+    records = reading.records
+    for unload in reading.entries_of("Unload"):
+        agent = unload.agent
+        operation = max((step for step in reading.steps_of(_OPERATION) if step < unload.step), default=None)
+        torn_out = operation is not None and records[operation][5] == TEAR_OUT
+        if unload.status != 0 or unload.outer is not None or torn_out or agent in PLATFORM_AGENTS:
+            continue
+        loads = [step for step in reading.steps_of("LoadImage") if records[step][6][0] == agent]
+        loads += [entry.step for entry in reading.entries_of("EntryPoint") if entry.agent == agent]
+        until = min((step for step in loads if step > unload.step), default=len(records))
+        for entry in reading.entries_of("Supported", "Start", "Stop"):
+            if entry.agent == agent and unload.end <= entry.step < until and not entry.is_of_the_environment:
+                seen = f"{entry.name}() of {agent} was entered{circumstances(records, entry.step)}, though {unload.ending}."
+                yield _finding("entered-after-unload", agent, entry.name, entry.step, seen)
+                break
 
 
 def _sorts(holdings: list[Holding]) -> dict[str, int]:

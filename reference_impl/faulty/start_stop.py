@@ -202,6 +202,12 @@ class _StopsAtClosed(FrontEnd):
         super()._disconnect(at_exit)
 
 
+class _KeepsItsBinding(XenBusDriver):
+    def leave(self, image_handle: int) -> None:
+        """The driver binding stays installed."""
+
+
+
 FAULTS: dict[str, Fault] = {
     "supported-leaves-open": Fault(
         "a device driver's Supported does not close the protocol where it answers EFI_UNSUPPORTED",
@@ -322,5 +328,11 @@ FAULTS: dict[str, Fault] = {
         "restart-dirty",
         ("start-stop/restart-differs",),
         front_end=_StopsAtClosed,
+    ),
+    "unload-keeps-its-binding": Fault(
+        "the bus's Unload does not uninstall the driver binding, which the core goes on asking",
+        "",
+        ("start-stop/entered-after-unload",),
+        bus_driver=_KeepsItsBinding,
     ),
 }

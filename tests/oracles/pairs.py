@@ -496,6 +496,22 @@ def _bus_stops_a_device_in_its_notification(story: Story) -> None:
         story.entry("Stop", BLOCK)
 
 
+def _loaded_again(story: Story) -> None:
+    """The core asks the driver of the image that was loaded afterwards, and of one whose Unload was refused."""
+    story.entry("Unload")
+    story.service("LoadImage", LOADER, EfiStatus.SUCCESS, BUS)
+    story.entry("Supported")
+    story.entry("Unload", BLOCK, EfiStatus.ACCESS_DENIED)
+    story.entry("Supported", BLOCK)
+
+
+@pair("start-stop/entered-after-unload/XenBusDxe/Supported", _loaded_again)
+def _binding_left_behind(story: Story) -> None:
+    story.entry("Unload")
+    story.entry("Supported")
+    story.entry("Start", BUS, EfiStatus.DEVICE_ERROR)
+
+
 # ---- memory ownership ---------------------------------------------------------------------------------------------
 
 

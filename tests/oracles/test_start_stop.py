@@ -473,3 +473,54 @@ def test_what_the_environment_starts_hides_no_restart() -> None:
         story.entry("Start", BUS, FAILED)
     story.entry("Start", BUS, FAILED)
     assert signatures(story) == ["restart-differs/XenBusDxe/Start"]
+
+
+# ---- after Unload ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Supported", "Start", "Stop"])
+def test_a_binding_that_is_entered_after_unload_is_told_once(name: str) -> None:
+    """With the entry that shows it first; where notifications come from is told with the events."""
+    story = Story()
+    story.entry("Start", BLOCK)
+    story.entry("Notify", BLOCK)
+    story.entry("Unload", BLOCK)
+    story.entry("Notify", BLOCK)
+    story.entry(name, BLOCK, EfiStatus.DEVICE_ERROR)
+    story.entry("Supported", BLOCK)
+    found = [finding for finding in check(story.reading) if finding.rule == "entered-after-unload"]
+    assert [(finding.signature, finding.step) for finding in found] == [
+        (f"start-stop/entered-after-unload/XenPvBlkDxe/{name}", 4)
+    ]
+    assert found[0].seen == f"{name}() of XenPvBlkDxe was entered, though Unload() of XenPvBlkDxe answered EFI_SUCCESS."
+
+
+def test_what_was_loaded_again_may_be_entered() -> None:
+    """By LoadImage, or at its entry point; the other driver's return is not this one's."""
+    for loads, told in ((BUS, []), (BLOCK, ["entered-after-unload/XenBusDxe/Supported"])):
+        story = Story()
+        story.entry("Unload")
+        story.service("LoadImage", LOADER, EfiStatus.SUCCESS, loads)
+        story.entry("Supported")
+        assert signatures(story) == told
+    story = Story()
+    story.entry("Unload")
+    story.entry("EntryPoint")
+    story.entry("Supported")
+    assert signatures(story) == []
+
+
+def test_what_others_do_to_an_image_is_not_its_doing() -> None:
+    """An image that is torn out, an Unload inside of code that goes on, and an entry by a third party."""
+    story = Story()
+    story.operation("tear-out")
+    story.entry("Unload")
+    story.operation("connect")
+    story.entry("Supported")
+    with story.entry("Stop", BLOCK):
+        story.entry("Unload", BLOCK)
+        story.entry("Supported", BLOCK)
+    story.entry("Unload", BLOCK)
+    with story.entry("Notify", "third-party"):
+        story.entry("Supported", BLOCK)
+    assert [each for each in signatures(story) if "unload" in each] == []
