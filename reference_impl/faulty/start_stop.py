@@ -207,7 +207,6 @@ class _KeepsItsBinding(XenBusDriver):
         """The driver binding stays installed."""
 
 
-
 FAULTS: dict[str, Fault] = {
     "supported-leaves-open": Fault(
         "a device driver's Supported does not close the protocol where it answers EFI_UNSUPPORTED",
@@ -290,7 +289,12 @@ FAULTS: dict[str, Fault] = {
     "stop-lies": Fault(
         "a device's Stop answers success and does nothing where a request has been served",
         "stop-lies",
-        ("start-stop/stop-lies", "reference-count/leak", "reference-count/unbalanced"),
+        (
+            *("start-stop/stop-lies", "reference-count/leak", "reference-count/unbalanced"),
+            # Who believes it unloads with everything in place, or stops the bus below it.
+            *("start-stop/stop-leaves", "event-lifetime/left-behind", "memory-ownership/leak"),
+            *("connection-reset/premature-reset", "connection-reset/use-after-reset", "start-stop/restart-differs"),
+        ),
         device_driver=_PutsOffABusyStop,
     ),
     "stop-keeps-a-page": Fault(

@@ -6,6 +6,7 @@ wrong; there the faults of devices show nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from reference_impl.faulty.fault import IN_SOME_ORDERS, NEVER_RESET, RESET_TOO_EARLY, STILL_CONNECTED, Fault, changed
@@ -177,12 +178,14 @@ class _LeavesItsInterruptHandler(FrontEnd):
 
 
 class _PollsWithoutLimit(FrontEnd):
-    def forget(self) -> None:
-        if self._introduced:
-            self._attempt(self.io.write, "state", str(CLOSING))
-            while self._closing_peer_state() < CLOSING:
-                continue
-        super().forget()
+    def _wait_for_peer(
+        self, enough: Callable[[int], bool], peer_state: Callable[[], int], at_exit: bool = False
+    ) -> int:
+        if not at_exit:
+            return super()._wait_for_peer(enough, peer_state)
+        while not enough(state := peer_state()):
+            continue
+        return state
 
 
 def _last_device_hurries(design: Design) -> Design:
