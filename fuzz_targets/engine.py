@@ -114,6 +114,7 @@ class Run:
         self.executions = 0
         self._guidance: Guidance | None = None
         self._atheris: Any = None
+        self._first = b""  # runs in the place of the empty input that libFuzzer tries a target with
 
     def start(self, command: list[str], *, beginning: Path | None, mutate: bool) -> NoReturn:
         """Set up atheris and fuzz. `command` is the program's name and the arguments of libFuzzer."""
@@ -150,6 +151,7 @@ class Run:
         """
         self.mutator.begin_sweep(seed)
         count = self.target.profile.beginning
+        self._first = self.mutator.generated(seed + count)
         for number in range(count if runs < 0 else min(count, runs // 2)):
             (folder / f"{number:06}.bin").write_bytes(self.mutator.generated(seed + number))
 
@@ -157,6 +159,8 @@ class Run:
         """Run one input. Everything that is raised here is a crash to libFuzzer."""
         if self.mutator.failure is not None:
             raise self.mutator.failure
+        if not data:
+            data, self._first = self._first, b""
         decoded = codec.decode(data)
         scenario = self.mutator.pinned(decoded)
         if scenario is not decoded:

@@ -152,6 +152,15 @@ def test_what_a_run_begins_with_depends_on_its_seed(stand_in: StandIn, tmp_path:
     assert begun[0] == begun[1] != begun[2]
 
 
+def test_a_generated_scenario_stands_in_for_the_input_that_is_none(stand_in: StandIn, tmp_path: Path) -> None:
+    """libFuzzer tries a target with nothing first. Later empty inputs, and those of a run that begins with none, are empty."""
+    stand_in.inputs = [b"", b""]
+    (first, second), (third, _) = _fuzz(beginning=tmp_path, arguments=["-runs=20", "-seed=3"]), _fuzz()
+    assert first[0] == Mutator(LIFECYCLE, "reference-count", "").generated(3 + LIFECYCLE.profile.beginning)
+    assert first[1].operations
+    assert second[1].operations == third[1].operations == ()
+
+
 def test_inputs_are_mutated_by_operations_or_as_plain_bytes(stand_in: StandIn) -> None:
     """Plain bytes, libFuzzer's own way, are for comparison."""
     _fuzz()
