@@ -56,9 +56,16 @@ def test_an_engine_finds_a_shallow_fault(engine):
 
 
 def test_the_same_trial_ends_the_same():
-    """Weighted random scenarios depend on the seed alone."""
+    """Weighted random scenarios depend on nothing else."""
     first, second = run_trial(made(seed=7)), run_trial(made(seed=7))
     assert (first.executions, first.signature) == (second.executions, second.signature)
+
+
+def test_trials_share_no_luck():
+    """The first trial of one fault, or engine, begins with other scenarios than the first of another."""
+    trials = [made(), made(seed=2), made(fault="stop-lies"), made(engine="bytes")]
+    assert len({each.random_seed for each in trials}) == len(trials)
+    assert all(0 <= each.random_seed < 1 << 31 for each in trials)
 
 
 def test_hypofuzz_gets_a_test_case_of_the_same_machine(left):
