@@ -28,7 +28,7 @@ PATIENCE = 200
 """Pauses without any news after which a peer counts as dead."""
 
 ENDLESS = 1 << 62
-"""The patience of the driver that ships, which waits for xenstored for as long as it takes."""
+"""The patience of the driver that ships, which waits for an answer of xenstored for as long as it takes."""
 
 MESSAGES_MAX = 1000
 """Messages between a request and its answer after which the peer counts as mad."""
@@ -82,7 +82,7 @@ class Watch:
 class PoolBuffers:
     """The shipped driver's ways: pool for each path, value, message and body, and a wait for the ring's event.
 
-    patience  pauses without any news after which xenstored counts as dead
+    patience  pauses without an answer after which xenstored counts as dead
 
     The event is of type EVT_NOTIFY_WAIT: its notification looks whether the ring has something to say.
     """
@@ -229,8 +229,10 @@ class XenStoreClient:
             self._forget(watch)
 
     def wait_for_watch(self, watch: Watch) -> bool:
-        """Wait until the watch fires, and take the event. False where nothing came for as long as it is patient."""
-        for _ in range(self._buffers.patience):
+        """Wait until the watch fires, and take the event. False where nothing came for `PATIENCE` pauses: an event for which
+        there was no memory is lost.
+        """
+        for _ in range(PATIENCE):
             self._drain(watch)
             if watch.events:
                 self._give(*watch.events.pop(0))

@@ -10,7 +10,7 @@ from fuzz_targets.generator import generate
 from fuzz_targets.mutator import mutate
 from fuzz_targets.registry import TARGETS
 from oracles import judge
-from reference_impl.scenario import OPERATIONS, SWITCHES, Operation, Scenario, operation, switches_needed
+from reference_impl.scenario import OPERATIONS, SWITCHES, Operation, Scenario, operation, scenario, switches_needed
 from reference_impl.third_party import AGENT
 from reference_impl.trace import Kind, Phase, Trace
 from reference_impl.uefi.events import TIMER_TICK_100NS
@@ -240,6 +240,15 @@ def test_the_driver_that_ships_waits_for_a_silent_peer_for_ever():
     (stuck,) = records(trace, Kind.STUCK)
     assert (stuck.agent, stuck.name) == ("XenBusDxe", "step-budget")
     assert "waiting/unbounded-poll/XenBusDxe/Stop" in [finding.signature for finding in judge(trace)]
+
+
+def test_a_watch_event_that_is_lost_for_want_of_memory_is_not_waited_for_without_end():
+    """Each allocation of a start with one network device fails once, and the next start fails as well."""
+    again = operation("fail", call="InstallProtocolInterface -> EFI_OUT_OF_RESOURCES")
+    for nth in range(60, 90):
+        steps = (operation("fail", nth=nth), again, CONNECT)
+        trace = run(scenario(design="disconnect", devices=("network",), operations=steps))
+        assert not records(trace, Kind.STUCK)
 
 
 @pytest.mark.parametrize("leaving", [operation("unload"), STOP_BUS, operation("third-party")])
