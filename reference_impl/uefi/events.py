@@ -175,6 +175,7 @@ class Events:
         "_steps",
         "_timer_event",
         "_timers",
+        "_waiting_since",
         "core",
         "now_100ns",
         "on_close",
@@ -200,6 +201,7 @@ class Events:
         self._timer_event = Event(0, EVT_NOTIFY_SIGNAL, TIMER_TPL, None, None, "", "", 0)
         self._frozen_100ns = -1  # the clock at the last timer interrupt of all, once there are none any more
         self._steps = 0
+        self._waiting_since: int | None = None  # the count of steps when the wait under way began
 
     # ---- task priority level --------------------------------------------------------------------------------------
 
@@ -394,15 +396,17 @@ class Events:
         if not event_ids:
             raise EfiError(EfiStatus.INVALID_PARAMETER)
         quiet = False
-        before = self._steps
+        self._waiting_since = self._steps
         while True:
             for index, event_id in enumerate(event_ids):
                 try:
                     if self.check(event_id):
+                        self._waiting_since = None
                         return index
                 except EfiError as error:
+                    self._waiting_since = None
                     raise WaitError(error.status, index) from None
-            self._step(before)
+            self._step()
             # While the platform is at work, time passes at its pace and not up to the next timer: a time limit of
             # seconds must not run out before a peer that answers within milliseconds.
             if self.core.idle():
@@ -495,17 +499,16 @@ class Events:
                 # Periods that were missed are not made up for.
                 self._arm(event, due + period if due + period > time else time + period)
 
-    def _step(self, before: int | None = None) -> None:
+    def _step(self) -> None:
         """Count a turn that leaves no record. Nothing else would end a wait that turns in circles.
 
-        `before` is the count when the wait began: one that took most of the budget had no end, many that took it
-        together may each have had one.
+        A wait that took most of the budget had no end; many that took it together may each have had one.
         """
         self._steps += 1
         budget = self.core.step_budget
         if self._steps > budget:
-            endless = before is not None and 2 * (self._steps - before) > budget
-            self._stuck("endless-wait" if endless else "step-budget")
+            since = self._waiting_since
+            self._stuck("step-budget" if since is None or 2 * (self._steps - since) <= budget else "endless-wait")
 
     def _stuck(self, reason: str) -> None:
         core = self.core
