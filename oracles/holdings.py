@@ -108,6 +108,7 @@ class Book:
     held       steps of uninstallations of what is installed, as far as the trace tells: if refused, somebody held it
     starts     each Start() that succeeded, with what it took
     children   each Stop() of children that succeeded, with those that are still there, and others that went with them
+    unloads    each Unload() that succeeded, of an image that was not torn out
     """
 
     __slots__ = (
@@ -128,6 +129,7 @@ class Book:
         "lies",
         "orphans",
         "starts",
+        "unloads",
     )
 
     def __init__(self, reading: Reading) -> None:
@@ -138,6 +140,7 @@ class Book:
         self.held: set[int] = set()
         self.starts: list[tuple[Entry, list[Holding]]] = []
         self.children: list[tuple[Entry, list[int], list[int]]] = []
+        self.unloads: list[Entry] = []
         self._reading = reading
         self._went: list[Holding] = []  # opens BY_CHILD_CONTROLLER that were closed, each in the entry of that
         self._live: dict[tuple[str, Any], Holding] = {}
@@ -332,6 +335,7 @@ class Book:
         elif name == "Stop" and entry.status == 0:
             self._children_stopped(entry)
         elif name == "Unload" and entry.status == 0 and self._operation != TEAR_OUT:
+            self.unloads.append(entry)
             self._due(
                 entry, [each for each in self._live.values() if each.agent == agent and each.resource in _OF_AN_IMAGE]
             )

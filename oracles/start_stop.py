@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from oracles.finding import Finding, Rule
-from oracles.holdings import LENT_BY_THE_PLATFORM, TEAR_OUT, Book, Holding, Kept, book_of
+from oracles.holdings import LENT_BY_THE_PLATFORM, Book, Holding, Kept, book_of
 from oracles.reading import PLATFORM_AGENTS, Entry, Reading, circumstances, tpl_name
 from reference_impl.trace import Kind, Phase
 from reference_impl.uefi import guids
@@ -96,7 +96,7 @@ def check(reading: Reading) -> list[Finding]:
         findings += _life(reading, book, lives)
         findings += _nesting(reading, lives)
         findings += _restarts(reading, book, lives)
-    findings += _entered_after_unload(reading)
+    findings += _entered_after_unload(reading, book)
     return findings
 
 
@@ -236,15 +236,13 @@ def _restarts(reading: Reading, book: Book, lives: list[Entry]) -> Iterator[Find
                     yield _finding("restart-differs", entry.agent, "Start", entry.step, seen)
 
 
-def _entered_after_unload(reading: Reading) -> Iterator[Finding]:
+def _entered_after_unload(reading: Reading, book: Book) -> Iterator[Finding]:
     """The first entry into each driver binding whose image has unloaded itself, until the image is loaded again."""
     records = reading.records
-    for unload in reading.entries_of("Unload"):
+    for unload in book.unloads:
+        if unload.outer is not None:
+            continue  # code of its own may still be under way
         agent = unload.agent
-        operation = max((step for step in reading.steps_of(_OPERATION) if step < unload.step), default=None)
-        torn_out = operation is not None and records[operation][5] == TEAR_OUT
-        if unload.status != 0 or unload.outer is not None or torn_out or agent in PLATFORM_AGENTS:
-            continue
         loads = [step for step in reading.steps_of("LoadImage") if records[step][6][0] == agent]
         loads += [entry.step for entry in reading.entries_of("EntryPoint") if entry.agent == agent]
         until = min((step for step in loads if step > unload.step), default=len(records))

@@ -85,13 +85,12 @@ def _holder_of_most(reading: Reading, entry: Entry | None, step: int) -> Entry |
     A stretch ends where driver code inside of it, at any depth, came back: that one waited, but not for ever.
     Notifications are none of its doing.
     """
-    came_back: dict[Entry | None, int] = {}
-    for inner in reading.entries:
-        if inner.end <= step and inner.name != "Notify" and inner.outer is not None:
-            for around in inner.outer.outwards():
-                came_back[around] = max(came_back.get(around, 0), inner.end)
-    outwards = entry.outwards() if entry is not None else ()
-    return next((around for around in outwards if 2 * (step - max(around.step, came_back.get(around, 0))) > step), None)
+    came_back = [inner for inner in reading.entries if inner.end <= step and inner.name != "Notify"]
+    for around in entry.outwards() if entry is not None else ():
+        since = max((inner.end for inner in came_back if inner.step > around.step), default=around.step)
+        if 2 * (step - since) > step:
+            return around
+    return None
 
 
 def _timers(reading: Reading) -> list[Finding]:

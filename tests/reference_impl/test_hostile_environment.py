@@ -255,8 +255,7 @@ def test_a_watch_event_that_is_lost_for_want_of_memory_is_not_waited_for_without
 @pytest.mark.parametrize("design", ["exit-callback", "reference-count"])
 def test_many_bounded_waits_for_a_silent_peer_are_no_endless_one(design, leaving):
     """Each of four disks gives up after some thousand steps; that all together are too long for a run is nobody's fault."""
-    steps = (CONNECT, leaving, operation("store", manner="silent"), leaving, EXIT)
-    steps = steps if leaving.kind == "third-party" else (CONNECT, operation("store", manner="silent"), leaving)
+    steps = (CONNECT, operation("store", manner="silent"), leaving, EXIT)
     switches = ("silent-peers", "third-party-stops")
     trace = run(hostile(design, *steps, devices=DISK * 4, switches=switches))
     assert [record.name for record in records(trace, Kind.STUCK)] == ["step-budget"]
