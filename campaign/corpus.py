@@ -21,12 +21,12 @@ from pathlib import Path
 from random import Random
 
 from fuzz_targets import codec, scenario_yaml
+from fuzz_targets.basics import basic_scenarios
 from fuzz_targets.generator import generate
 from fuzz_targets.guidance import Features, feature
 from fuzz_targets.harness import run_and_judge
 from fuzz_targets.registry import TARGETS, Target
-from reference_impl.faulty import FAULTS
-from reference_impl.scenario import DEVICE_KINDS, MACHINES, ORDER_FIFO, Scenario, operation, scenario
+from reference_impl.scenario import Scenario
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -34,8 +34,6 @@ SEED = 20240501
 # How many are generated for each target, by its world, and how many of them are kept.
 CANDIDATES = {"platform": 2000, "core": 20000, "ring": 4000, "efi-image": 200}
 SEEDS_MAX = {"platform": 120, "core": 240, "ring": 120, "efi-image": 16}
-
-_CONNECT, _EXIT, _STALE = operation("connect"), operation("exit"), operation("exit", map_key="stale")
 
 
 def make_starting_corpus(
@@ -74,22 +72,16 @@ def starting_scenarios(target: Target, candidates: int, seeds_max: int) -> Itera
     """File names without suffix, and the scenarios: the basics, then generated ones that add features."""
     features = Features()
     seen: set[int] = set()
-    basics = list(basic_scenarios(target))
-    for title, basic in basics:
-        found = features.of(run_and_judge(basic).trace)
-        if not found <= seen:
-            seen |= found
-            yield title, basic
+    for design in target.designs:
+        for title, basic in basic_scenarios(target.world, design):
+            found = features.of(run_and_judge(basic).trace)
+            if not found <= seen:
+                seen |= found
+                yield f"{design}-{title}".lstrip("-"), basic
     if target is not _first_of_its_profile(target):
         return
     random = Random(f"{SEED} {target.name}")
-    # Half of them have a seeded fault, where there are any: much of the operating system and of the oracles runs only
-    # where something went wrong. A run of the fuzzer puts its own design and fault in their place.
-    faults = list(FAULTS) if target.world == "platform" else []
-    generated = [
-        generate(random, target, random.choice(target.designs), random.choice(faults) if faults and index % 2 else "")
-        for index in range(candidates)
-    ]
+    generated = [generate(random, target, random.choice(target.designs)) for _ in range(candidates)]
     # By length in bytes: what a short scenario shows needs no long one. The bytes themselves decide between equals.
     generated.sort(key=lambda made: (len(codec.encode(made)), codec.encode(made)))
     shown = [features.of(run_and_judge(made).trace) | _features_of_a_peer(made) for made in generated]
@@ -142,45 +134,3 @@ def cover(shown: list[set[int]], seen: set[int], count_max: int) -> list[int]:
 def _first_of_its_profile(target: Target) -> Target:
     """Targets that share a profile share what is generated: `smoke` and `canary` need no copies of it."""
     return next(other for other in TARGETS.values() if other.profile is target.profile)
-
-
-def basic_scenarios(target: Target) -> Iterator[tuple[str, Scenario]]:
-    """What anybody would try first in the target's world."""
-    if target.world in MACHINES:
-        for design in target.designs:
-            yield from _machine_basics(target.world, design)
-    elif target.world == "core":
-        services = [operation("call", service=name) for name in ("CreateEvent", "AllocatePool", "RaiseTPL")]
-        yield "calls-and-exit", scenario(world="core", operations=(*services, _EXIT))
-        yield "stale-key-then-exit", scenario(world="core", operations=(operation("allocate"), _STALE, _EXIT))
-    else:
-        asks = [operation("ask", request=name) for name in ("READ", "WATCH", "TRANSACTION_START")]
-        yield "honest-peer", scenario(world="ring", operations=tuple(asks))
-        answers = ("nothing", "error", "wrong-id", "watch-event", "too-long", "cut")
-        for what in answers:
-            steps = (operation("answer", what=what), operation("ask"))
-            yield f"answer-{what}", scenario(world="ring", operations=steps)
-
-
-def _machine_basics(world: str, design: str) -> Iterator[tuple[str, Scenario]]:
-    request = operation("request")
-    for title, devices, steps in (
-        ("exit", (), (_EXIT,)),
-        ("connect-exit", ("block",), (_CONNECT, _EXIT)),
-        ("each-device", DEVICE_KINDS, (_CONNECT, request, _EXIT)),
-        ("two-disks", ("block", "block"), (_CONNECT, request, _EXIT)),
-        ("retry", ("block",), (_CONNECT, _STALE, _EXIT)),
-        ("stop-start", ("block",), (_CONNECT, operation("disconnect"), _CONNECT, request, _EXIT)),
-        ("reload", ("block",), (_CONNECT, operation("unload"), operation("load"), _CONNECT, _EXIT)),
-        (
-            "hot-plug",
-            (),
-            (_CONNECT, operation("add-device"), operation("time"), _CONNECT, operation("remove-device"), _EXIT),
-        ),
-        ("start-fails", ("block",), (operation("fail", nth=12), _CONNECT, _CONNECT, _EXIT)),
-    ):
-        yield f"{design}-{title}", scenario(world=world, design=design, devices=devices, operations=steps)
-    both = {"world": world, "design": design, "devices": ("block", "network"), "operations": (_CONNECT, _EXIT)}
-    yield f"{design}-fifo", scenario(order=ORDER_FIFO, **both)
-    yield f"{design}-bus-last", scenario(order=(1, 2, 0), **both)
-    yield f"{design}-no-reconnection", scenario(reconnection=False, **both)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from campaign.findings import FindingStore, write_atomically
+from fuzz_targets.registry import TARGETS
 
 if TYPE_CHECKING:
     from fuzz_targets.harness import Verdict
@@ -57,7 +58,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     timeout_s      the longest that one execution may take
     rss_limit_mb   the most memory that the process may use, in MiB
     guided         False: weighted random scenarios, without atheris
-    fresh          whether nobody has fuzzed the design in this campaign before: then generated scenarios come first
+    fresh          whether nobody has fuzzed the design in this campaign before: then basic and generated scenarios come
+                   first
     """
 
     target: str
@@ -96,7 +98,7 @@ def main() -> NoReturn:
 
     if config.guided:
         _fuzz_guided(config, on_verdict)
-    _fuzz_unguided(config, store, on_verdict)
+    _fuzz_unguided(config, on_verdict)
 
 
 def die_with_parent() -> None:
@@ -117,9 +119,22 @@ def _give_up(status: int, message: str) -> NoReturn:
 def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
     """Fuzz under atheris. Never returns."""
     from fuzz_targets import engine
+    from fuzz_targets.basics import opening
 
     if engine.blind():
         _give_up(EXIT_BLIND, "the fuzzer is blind: EBSFUZZ_INSTRUMENT=none takes all coverage feedback away")
+    try:
+        engine.import_atheris()
+    except engine.EngineMissing as error:
+        _give_up(EXIT_NO_ENGINE, str(error))
+    seconds, runs = config.seconds, config.runs
+    if config.fresh:
+        begun = time.monotonic()
+        basics = opening(TARGETS[config.target], config.design, config.fault, config.images, config.environment)
+        basics = basics[: None if runs is None else runs // 2]
+        _run(config, basics, on_verdict)
+        seconds = seconds and max(1, seconds - int(time.monotonic() - begun))
+        runs = runs and runs - len(basics)
     arguments = [
         f"-timeout={config.timeout_s}",
         f"-rss_limit_mb={config.rss_limit_mb}",
@@ -128,54 +143,65 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
     ]
     if config.seed is not None:
         arguments.append(f"-seed={config.seed}")
-    if config.seconds is not None:
-        arguments.append(f"-max_total_time={config.seconds}")
-    if config.runs is not None:
-        arguments.append(f"-runs={config.runs}")
-    try:
-        engine.fuzz(
-            config.target,
-            design=config.design,
-            fault=config.fault,
-            images=config.images,
-            environment=config.environment,
-            switches=config.switches,
-            arguments=[*arguments, config.corpus],
-            on_verdict=on_verdict,
-            beginning=Path(config.corpus) if config.fresh else None,
-        )
-    except engine.EngineMissing as error:
-        _give_up(EXIT_NO_ENGINE, str(error))
+    if seconds is not None:
+        arguments.append(f"-max_total_time={seconds}")
+    if runs is not None:
+        arguments.append(f"-runs={runs}")
+    engine.fuzz(
+        config.target,
+        design=config.design,
+        fault=config.fault,
+        images=config.images,
+        environment=config.environment,
+        switches=config.switches,
+        arguments=[*arguments, config.corpus],
+        on_verdict=on_verdict,
+        beginning=Path(config.corpus) if config.fresh else None,
+    )
+
+
+def _fuzz_unguided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
+    """Run weighted random scenarios, one after the other, without feedback. Never returns."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    _run(config, _generated(config), on_verdict)
+    sys.exit(0)
+
+
+def _generated(config: WorkerConfig) -> Iterator[Scenario]:
+    """Weighted random scenarios, until a limit is reached."""
+    from fuzz_targets.generator import generate
+
+    target = TARGETS[config.target]
+    random = Random(config.seed)
+    end = None if config.seconds is None else time.monotonic() + config.seconds
+    executions = 0
+    while executions != config.runs and (end is None or time.monotonic() < end):
+        scenario = generate(random, target, config.design, config.fault, config.environment, config.switches)
+        yield replace(scenario, images=config.images) if config.images else scenario
+        executions += 1
 
 
 class _Timeout(BaseException):
     """One execution took too long. No `Exception`: no code under test may catch it."""
 
 
-def _fuzz_unguided(config: WorkerConfig, store: FindingStore, on_verdict: Callback) -> NoReturn:
-    """Run weighted random scenarios, one after the other, without feedback. Never returns."""
+def _run(config: WorkerConfig, scenarios: Iterable[Scenario], on_verdict: Callback) -> None:
+    """Run scenarios without libFuzzer; what it would do at a crash, at the end of patience and at a signal is done here."""
     from fuzz_targets import codec
     from fuzz_targets.engine import RUNS_PER_COLLECTION
-    from fuzz_targets.generator import generate
-    from fuzz_targets.registry import TARGETS
 
     def too_long(number: int, frame: FrameType | None) -> None:
         raise _Timeout(f"one execution took longer than {config.timeout_s} s")
 
     target = TARGETS[config.target]
-    random = Random(config.seed)
-    end = None if config.seconds is None else time.monotonic() + config.seconds
-    executions = 0
-    signal.signal(signal.SIGALRM, too_long)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    handlers = {
+        number: signal.signal(number, handler)
+        for number, handler in ((signal.SIGALRM, too_long), (signal.SIGTERM, signal.default_int_handler))
+    }
     try:
-        while executions != config.runs and (end is None or time.monotonic() < end):
-            scenario = generate(random, target, config.design, config.fault, config.environment, config.switches)
-            if config.images:
-                scenario = replace(scenario, images=config.images)
+        for executions, scenario in enumerate(scenarios, 1):
             data = codec.encode(scenario)
             try:
                 signal.setitimer(signal.ITIMER_REAL, config.timeout_s)
@@ -186,16 +212,16 @@ def _fuzz_unguided(config: WorkerConfig, store: FindingStore, on_verdict: Callba
             except (Exception, _Timeout):
                 write_atomically(Path(config.folder, "crash.bin"), data)
                 raise
-            executions += 1
             if executions % RUNS_PER_COLLECTION == 0:
                 gc.collect()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    sys.exit(0)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # libFuzzer leaves alone what is taken
 
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     Callback = Callable[[bytes, Scenario, Verdict], None]
 

@@ -114,7 +114,6 @@ class Run:
         self.executions = 0
         self._guidance: Guidance | None = None
         self._atheris: Any = None
-        self._first = b""  # runs in the place of the empty input that libFuzzer tries a target with
 
     def start(self, command: list[str], *, beginning: Path | None, mutate: bool) -> NoReturn:
         """Set up atheris and fuzz. `command` is the program's name and the arguments of libFuzzer."""
@@ -147,20 +146,20 @@ class Run:
         """Write generated scenarios into `folder`: as many as the profile says, half of the `runs` at most, -1 is no limit.
 
         What is found soon is found soonest this way: mutation is worth its while only when there is something to mutate.
-        What a single failure in a start brings about comes bit by bit afterwards.
+        Every other one is of the failure sweep, where there is one; the rest of that comes bit by bit afterwards.
         """
-        self.mutator.begin_sweep(seed)
+        mutator = self.mutator
+        mutator.begin_sweep(seed)
         count = self.target.profile.beginning
-        self._first = self.mutator.generated(seed + count)
         for number in range(count if runs < 0 else min(count, runs // 2)):
-            (folder / f"{number:06}.bin").write_bytes(self.mutator.generated(seed + number))
+            swept = number % 2 and mutator.sweep
+            made = codec.encode(mutator.pinned(mutator.sweep.pop())) if swept else mutator.generated(seed + number)
+            (folder / f"{number:06}.bin").write_bytes(made)
 
     def one_input(self, data: bytes) -> None:
         """Run one input. Everything that is raised here is a crash to libFuzzer."""
         if self.mutator.failure is not None:
             raise self.mutator.failure
-        if not data:
-            data, self._first = self._first, b""
         decoded = codec.decode(data)
         scenario = self.mutator.pinned(decoded)
         if scenario is not decoded:

@@ -129,16 +129,20 @@ def test_state_features_can_be_switched_off_alone(stand_in: StandIn, monkeypatch
 
 
 def test_a_run_can_begin_with_generated_scenarios(stand_in: StandIn, tmp_path: Path) -> None:
-    """As many as the profile says, half of all runs at most, as a corpus for libFuzzer and not the smallest first."""
+    """As many as the profile says, half of all runs at most, as a corpus for libFuzzer and not the smallest first.
+
+    Every other one is of the failure sweep, and the rest of it comes later.
+    """
     _fuzz(beginning=tmp_path, arguments=["-runs=20", "-seed=3"])
     assert stand_in.arguments[-2:] == [str(tmp_path), "-prefer_small=0"]
-    made = [codec.decode(path.read_bytes()) for path in tmp_path.iterdir()]
+    made = [codec.decode(path.read_bytes()) for path in sorted(tmp_path.iterdir())]
     assert len(made) == 10
     assert {one.design for one in made} == {"reference-count"}
     assert any(one.operations for one in made)
     sweeping = Mutator(LIFECYCLE, "reference-count", "")
     sweeping.begin_sweep(3)
-    assert stand_in.options["custom_mutator"].__self__.sweep == sweeping.sweep
+    left = stand_in.options["custom_mutator"].__self__.sweep
+    assert [*left, *reversed(made[1::2])] == sweeping.sweep
 
 
 def test_what_a_run_begins_with_depends_on_its_seed(stand_in: StandIn, tmp_path: Path) -> None:
@@ -150,15 +154,6 @@ def test_what_a_run_begins_with_depends_on_its_seed(stand_in: StandIn, tmp_path:
         _fuzz(beginning=folder, arguments=["-runs=16", f"-seed={seed}"])
         begun.append([path.read_bytes() for path in sorted(folder.iterdir())])
     assert begun[0] == begun[1] != begun[2]
-
-
-def test_a_generated_scenario_stands_in_for_the_input_that_is_none(stand_in: StandIn, tmp_path: Path) -> None:
-    """libFuzzer tries a target with nothing first. Later empty inputs, and those of a run that begins with none, are empty."""
-    stand_in.inputs = [b"", b""]
-    (first, second), (third, _) = _fuzz(beginning=tmp_path, arguments=["-runs=20", "-seed=3"]), _fuzz()
-    assert first[0] == Mutator(LIFECYCLE, "reference-count", "").generated(3 + LIFECYCLE.profile.beginning)
-    assert first[1].operations
-    assert second[1].operations == third[1].operations == ()
 
 
 def test_inputs_are_mutated_by_operations_or_as_plain_bytes(stand_in: StandIn) -> None:
