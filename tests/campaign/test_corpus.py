@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from campaign import corpus
-from campaign.corpus import basic_scenarios, cover, make_starting_corpus
+from campaign.corpus import cover, make_starting_corpus
 from fuzz_targets import scenario_yaml
+from fuzz_targets.basics import basic_scenarios
 from fuzz_targets.guidance import Features
 from fuzz_targets.harness import run_and_judge
 from fuzz_targets.input_files import read_scenario
 from fuzz_targets.registry import TARGETS
-from reference_impl.scenario import designs_of, scenario
+from reference_impl.scenario import scenario
 from tests.guest.firmware import need_firmware
 
 
@@ -47,15 +48,6 @@ def test_targets_that_share_a_profile_share_what_is_generated(tmp_path):
     assert not list(tmp_path.rglob("generated*"))
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_basics_run_in_the_targets_world(name):
-    """Each has a name of its own, its target's world, and every design."""
-    basics = dict(basic_scenarios(TARGETS[name]))
-    assert len(basics) == len(list(basic_scenarios(TARGETS[name])))
-    assert {basic.world for basic in basics.values()} == {TARGETS[name].world}
-    assert {basic.design for basic in basics.values()} == set(designs_of(TARGETS[name].world) or {""})
-
-
 def test_what_is_kept_adds_most_first():
     """Of equals the first; nothing that adds nothing; no more than asked for."""
     shown = [{1}, {1, 2}, {3, 4, 5}, {3, 4}, {2, 1}, {6}]
@@ -67,7 +59,7 @@ def test_what_is_kept_adds_most_first():
 
 def test_a_peer_counts_by_what_it_is_asked_and_answers():
     """Only in the ring world, whose trace does not show a peer's bytes."""
-    ring = dict(basic_scenarios(TARGETS["xenstore_ring"]))["honest-peer"]
+    ring = dict(basic_scenarios("ring", ""))["honest-peer"]
     assert len(corpus._features_of_a_peer(ring)) == 2
     assert corpus._features_of_a_peer(scenario(design="disconnect")) == set()
 

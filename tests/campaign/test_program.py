@@ -16,6 +16,10 @@ from typing import Any
 
 import pytest
 
+from fuzz_targets.basics import opening
+from fuzz_targets.input_files import read_scenario
+from fuzz_targets.registry import TARGETS
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 ALLOCATES = "memory-services/direct-call/XenBusDxe/AllocatePool"
 
@@ -228,7 +232,7 @@ def test_an_answer_that_has_no_room_is_said_in_one_line(tmp_path: Path) -> None:
 
 @needs_atheris
 def test_an_execution_that_crashes_is_a_failure_that_keeps_its_input(tmp_path: Path) -> None:
-    """An error of the model itself is no finding."""
+    """An error of the model itself is no finding. Here it is in the second execution, before libFuzzer begins."""
     (tmp_path / "sitecustomize.py").write_text(
         "import reference_impl.world as world\n"
         "def run(scenario, real=world.run):\n"
@@ -238,9 +242,9 @@ def test_an_execution_that_crashes_is_a_failure_that_keeps_its_input(tmp_path: P
     )
     arguments = ("--design", "exit-callback", "--max-time", "30", "--format", "json")
     ended = ebsfuzz(tmp_path, "run", *arguments, PYTHONPATH=os.pathsep.join((str(tmp_path), str(ROOT))))
-    problem, given_up = answer_of(ended, 3)["problems"]
+    problem, *_, given_up = answer_of(ended, 3)["problems"]
     assert "a bug of our own" in problem
     assert given_up.startswith("gave exit-callback up: its workers broke down 5 times in a row")
     kept = re.search(r"kept in (\S+)", problem)
     assert kept is not None
-    assert (tmp_path / kept[1]).is_file()
+    assert read_scenario(tmp_path / kept[1]).operations == opening(TARGETS["lifecycle"], "exit-callback")[1].operations

@@ -89,6 +89,22 @@ def test_a_finding_that_the_fault_accounts_for_ends_the_trial(left):
     assert (result.found, result.executions, result.wrong) == (True, 2, ())
 
 
+def test_the_first_execution_counts_like_the_others(left, monkeypatch):
+    """The clock begins before it, and not where an engine is made ready."""
+    _, shown = regression_of(SHALLOW)
+    now = [500.0]
+    monkeypatch.setattr("time.process_time", lambda: now[0])
+
+    def run(scenario):
+        now[0] += 2
+        return run_and_judge(scenario)
+
+    run(shown)
+    Watch(made(), run).see(shown, run_and_judge(shown))
+    [result] = left
+    assert (result.executions, result.cpu_s) == (1, 2.0)
+
+
 def test_what_the_fault_does_not_account_for_is_told(left, monkeypatch):
     """It is no find, and it does not end the trial."""
     target, shown = regression_of(SHALLOW)
