@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -209,9 +210,10 @@ def _run(config: WorkerConfig, scenarios: Iterable[Scenario], on_verdict: Callba
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 on_verdict(data, scenario, verdict)
                 verdict.trace.records.clear()
-            except (Exception, _Timeout):
+            except (Exception, _Timeout) as error:
                 write_atomically(Path(config.folder, "crash.bin"), data)
-                raise
+                traceback.print_exc()
+                sys.exit(EXIT_TIMEOUT if isinstance(error, _Timeout) else EXIT_CRASHED)
             if executions % RUNS_PER_COLLECTION == 0:
                 gc.collect()
     except KeyboardInterrupt:
