@@ -3,7 +3,7 @@
 TRIAL is a `Trial` as JSON. The process ends itself with a `TrialResult` as the last line of standard output, when a
 finding shows that the fault accounts for, or when its processor time is used up. All engines run the same target and the
 same oracles on the design, environment and switches of the fault's regression, and begin without it. The clock is the
-processor's time of this process, without what an engine does before its first execution.
+processor's time of this process, without what an engine does to get ready.
 
 What deliberately lives elsewhere: which trials there are, and what their results say (`campaign.score`).
 """
@@ -91,16 +91,23 @@ class Watch:
         self._rules = frozenset(faulty(trial.fault).rules)
         self._wrong: set[str] = set()
         self._of_the_environment: set[str] = set()
-        self._began: float | None = None
+        self._spent = 0.0
+        self._since: float | None = None
+
+    def pause(self) -> None:
+        """Stop the clock until the next execution: the engine gets ready for it."""
+        assert self._since is not None
+        self._spent += time.process_time() - self._since
+        self._since = None
 
     def see(self, scenario: Scenario, verdict: Verdict) -> None:
         """One execution has been judged."""
         self.executions += 1
-        if self._began is None:
-            # The first execution again, in the place of the one that is over: engines differ in what goes before it.
-            self._began = time.process_time()
+        if self._since is None:
+            # This execution again, in the place of the one that is over: engines differ in what goes before it.
+            self._since = time.process_time()
             self._run(scenario)
-        cpu_s = time.process_time() - self._began
+        cpu_s = self._spent + time.process_time() - self._since
         found = {finding.signature: f"{finding.oracle}/{finding.rule}" in self._rules for finding in verdict.findings}
         right = ""
         known = (self._wrong, self._of_the_environment)
@@ -157,12 +164,16 @@ def _task(trial: Trial) -> Task:
 
 def _ebsfuzz(task: Task) -> None:
     """As it is: the basic scenarios, then generated ones and the starting corpus, mutation by operations, guidance."""
+    from fuzz_targets.engine import collect_by_hand
+
     trial, target, shown, watch = task
-    for basic in opening(target, shown.design, trial.fault, environment=shown.environment):
-        watch.see(basic, target.run(basic))
     seeds, beginning = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
     for path in sorted((CHECKOUT / "corpus" / target.name / "seeds").iterdir()):
         (seeds / f"{path.stem}.bin").write_bytes(codec.encode(read_scenario(path)))
+    collect_by_hand()
+    for basic in opening(target, shown.design, trial.fault, environment=shown.environment):
+        watch.see(basic, target.run(basic))
+    watch.pause()
     _under_atheris(task, str(seeds), beginning=beginning)
 
 
@@ -196,14 +207,12 @@ def _under_atheris(task: Task, *corpora: str, beginning: Path | None = None, mut
 
 def _random(task: Task) -> None:
     """Weighted random scenarios: ebsfuzz without guidance."""
-    from fuzz_targets.engine import RUNS_PER_COLLECTION
+    from fuzz_targets.engine import RUNS_PER_COLLECTION, collect_by_hand
     from fuzz_targets.generator import generate
 
     trial, target, shown, watch = task
     rng = Random(trial.random_seed)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    collect_by_hand()
     while True:
         scenario = generate(rng, target, shown.design, trial.fault, shown.environment, _switches(shown))
         verdict = target.run(scenario)

@@ -163,9 +163,6 @@ def _fuzz_guided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
 
 def _fuzz_unguided(config: WorkerConfig, on_verdict: Callback) -> NoReturn:
     """Run weighted random scenarios, one after the other, without feedback. Never returns."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
     _run(config, _generated(config), on_verdict)
     sys.exit(0)
 
@@ -191,7 +188,7 @@ class _Timeout(BaseException):
 def _run(config: WorkerConfig, scenarios: Iterable[Scenario], on_verdict: Callback) -> None:
     """Run scenarios without libFuzzer; what it would do at a crash, at the end of patience and at a signal is done here."""
     from fuzz_targets import codec
-    from fuzz_targets.engine import RUNS_PER_COLLECTION
+    from fuzz_targets.engine import RUNS_PER_COLLECTION, collect_by_hand
 
     def too_long(number: int, frame: FrameType | None) -> None:
         raise _Timeout(f"one execution took longer than {config.timeout_s} s")
@@ -201,6 +198,7 @@ def _run(config: WorkerConfig, scenarios: Iterable[Scenario], on_verdict: Callba
         number: signal.signal(number, handler)
         for number, handler in ((signal.SIGALRM, too_long), (signal.SIGTERM, signal.default_int_handler))
     }
+    collect_by_hand()
     try:
         for executions, scenario in enumerate(scenarios, 1):
             data = codec.encode(scenario)

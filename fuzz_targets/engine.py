@@ -65,6 +65,13 @@ class CrashError(Exception):
     """A target run by itself met a finding; libFuzzer takes the exception for a crash and keeps the input."""
 
 
+def collect_by_hand() -> None:
+    """Take what there is out of Python's own collections, and end them: whoever runs worlds collects between runs."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
 def blind() -> bool:
     """Whether fuzzing now would get no feedback at all, because it has been switched off."""
     return os.environ.get("EBSFUZZ_INSTRUMENT") == "none"
@@ -127,9 +134,7 @@ class Run:
         names = {argument.partition("=")[0] for argument in given}
         own = (*DEFAULT_ARGUMENTS, *self.target.arguments)
         defaults = [argument for argument in own if argument.partition("=")[0] not in names]
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        collect_by_hand()
         if beginning is not None:
             self._generate(beginning, _number(given, "-runs", -1), _number(given, "-seed", secrets.randbits(32)))
             given += [str(beginning), "-prefer_small=0"]  # what is smallest is not what is found soonest

@@ -91,13 +91,11 @@ def empty_child(executions: int) -> None:
 def plain_child(inputs: Path) -> None:
     """Run the inputs of an atheris child without atheris: time, sizes, and where the time goes."""
     from fuzz_targets import codec, harness
-    from fuzz_targets.engine import RUNS_PER_COLLECTION
+    from fuzz_targets.engine import RUNS_PER_COLLECTION, collect_by_hand
     from reference_impl.world import PlatformWorld
 
     scenarios = [bytes.fromhex(item) for item in json.loads(inputs.read_text())]
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    collect_by_hand()
 
     def once(items: list[bytes]) -> tuple[int, int]:
         operations = records = 0

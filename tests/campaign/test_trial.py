@@ -90,8 +90,9 @@ def test_a_finding_that_the_fault_accounts_for_ends_the_trial(left):
 
 
 def test_the_first_execution_counts_like_the_others(left, monkeypatch):
-    """The clock begins before it, and not where an engine is made ready."""
+    """The clock begins before it, and stands still while an engine is made ready."""
     _, shown = regression_of(SHALLOW)
+    empty = shown.with_operations(())
     now = [500.0]
     monkeypatch.setattr("time.process_time", lambda: now[0])
 
@@ -99,10 +100,14 @@ def test_the_first_execution_counts_like_the_others(left, monkeypatch):
         now[0] += 2
         return run_and_judge(scenario)
 
-    run(shown)
-    Watch(made(), run).see(shown, run_and_judge(shown))
+    watch = Watch(made(), run)
+    watch.see(empty, run(empty))
+    watch.see(empty, run(empty))
+    watch.pause()
+    now[0] += 100
+    watch.see(shown, run(shown))
     [result] = left
-    assert (result.executions, result.cpu_s) == (1, 2.0)
+    assert (result.executions, result.cpu_s) == (3, 6.0)
 
 
 def test_what_the_fault_does_not_account_for_is_told(left, monkeypatch):
