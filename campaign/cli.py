@@ -651,7 +651,10 @@ def score(
         typer.Option(help="Engine to compare; can be given several times. Without it ebsfuzz and every other one."),
     ] = None,
     trials: Annotated[
-        int, typer.Option(min=1, help="How often each engine looks for each fault, from other seeds.")
+        int,
+        typer.Option(
+            min=0, help="How often each engine looks for each fault, from other seeds; 0 shows what the folder holds."
+        ),
     ] = 20,
     cap: Annotated[str, typer.Option(help="Processor time after which a trial is given up.")] = "30s",
     deep_cap: Annotated[str, typer.Option(help="The same for deep faults.")] = "10m",

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,11 +55,19 @@ class Settings(NamedTuple):
     jobs: int
     out: Path
 
+    def asks_for(self, trial: Trial) -> bool:
+        """Whether a trial belongs to the score, whatever its seed."""
+        return trial.fault in self.faults and trial.engine in self.engines and trial.cap_s == self.cap_of(trial.fault)
+
+    def cap_of(self, fault: str) -> int:
+        """CPU seconds after which a trial of `fault` is given up."""
+        return self.deep_cap_s if faulty(fault).deep else self.cap_s
+
 
 def trials_of(settings: Settings) -> list[Trial]:
     """All trials, seed by seed: so that whoever stops early has tried every fault with every engine as often."""
     return [
-        Trial(fault, engine, seed, settings.deep_cap_s if faulty(fault).deep else settings.cap_s)
+        Trial(fault, engine, seed, settings.cap_of(fault))
         for seed in range(1, settings.trials + 1)
         for fault in settings.faults
         for engine in settings.engines
@@ -66,56 +75,68 @@ def trials_of(settings: Settings) -> list[Trial]:
 
 
 def run_trials(settings: Settings, report: Callable[[TrialResult, int], None]) -> list[TrialResult]:
-    """The results of all trials, those that the folder holds and those that are made now.
+    """All results that the folder holds for these faults, engines and times, after those that were missing have been made.
 
     report  called after each new one, with how many are left
 
     Raises UsageProblem for a folder that cannot be written or holds something else, and CampaignFailure where an engine is
     missing or fails.
     """
-    wanted = trials_of(settings)
     file = settings.out / TRIALS
     try:
-        settings.out.mkdir(parents=True, exist_ok=True)
         known = {result.trial: result for result in read(file)}
-        missing = [trial for trial in wanted if trial not in known]
-        left = len(missing)
-        with file.open("a", encoding="utf-8") as out, ThreadPoolExecutor(settings.jobs) as pool:
-            running = [pool.submit(run_trial, trial) for trial in missing]
-            try:
-                for done in as_completed(running):
-                    result = done.result()
+        missing = [trial for trial in trials_of(settings) if trial not in known]
+        if missing:
+            settings.out.mkdir(parents=True, exist_ok=True)
+            _cut_last_line(file)
+            with file.open("a", encoding="utf-8") as out:
+                for left, result in zip(range(len(missing) - 1, -1, -1), _made(missing, settings.jobs), strict=True):
                     known[result.trial] = result
                     out.write(msgspec.json.encode(result).decode() + "\n")
                     out.flush()
-                    left -= 1
                     report(result, left)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
     except OSError as error:
         raise UsageProblem(f"{error.filename or settings.out}: {error.strerror or error}") from error
-    return [known[trial] for trial in wanted]
+    order = {pair: place for place, pair in enumerate(product(settings.faults, settings.engines))}
+    asked = [result for trial, result in known.items() if settings.asks_for(trial)]
+    if not asked:
+        raise UsageProblem(f"{file}: no trial of these faults, engines and times")
+    return sorted(asked, key=lambda one: (order[one.trial.fault, one.trial.engine], one.trial.seed))
+
+
+def _made(trials: Sequence[Trial], jobs: int) -> Iterator[TrialResult]:
+    """The results of trials, as they end. Those that have not begun are left out when one fails."""
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(run_trial, trial) for trial in trials]
+        try:
+            for done in as_completed(running):
+                yield done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read(file: Path) -> list[TrialResult]:
     """The results that a file holds; none where there is no file.
 
-    A last line without its end was being written when the machine stopped, and its trial is made again. Raises
-    UsageProblem, with the line, for anything else that is no result.
+    A last line without its end is just being written, or was when the machine stopped: then its trial is made again.
+    Raises UsageProblem, with the line, for anything else that is no result.
     """
     if not file.exists():
         return []
-    text = file.read_text(encoding="utf-8")
-    whole, _, cut = text.rpartition("\n")
-    if cut:
-        file.write_text(whole + "\n" if whole else "", encoding="utf-8")
     results = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines(), 1):
         try:
             results.append(msgspec.json.decode(line, type=TrialResult))
         except msgspec.DecodeError as error:
             raise UsageProblem(f"{file}:{number}: no result of a trial: {error}") from None
     return results
+
+
+def _cut_last_line(file: Path) -> None:
+    """Take away a last line that has no end."""
+    if file.exists():
+        with file.open("r+b") as lines:
+            lines.truncate(lines.read().rfind(b"\n") + 1)
 
 
 def run_trial(trial: Trial) -> TrialResult:

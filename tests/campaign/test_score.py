@@ -84,6 +84,30 @@ def test_a_score_goes_on_where_it_was(tmp_path, tried):
     assert {(trial.fault, trial.cap_s) for trial in tried} == {(SHALLOW, 31)}
 
 
+def test_without_trials_the_score_is_what_the_folder_holds(tmp_path, tried):
+    """Of the faults, engines and times that are asked for; a result that is just being written is left alone."""
+    made = run_trials(settings(tmp_path, trials=2), lambda one, left: None)
+    file = tmp_path / "out" / score.TRIALS
+    with file.open("a") as lines:
+        lines.write('{"trial":{"fa')
+    before = file.read_bytes()
+    tried.clear()
+    held = run_trials(settings(tmp_path, trials=0), lambda one, left: None)
+    assert held == made
+    assert [(one.trial.fault, one.trial.engine, one.trial.seed) for one in held] == [
+        (fault, engine, seed) for fault in (SHALLOW, DEEP) for engine in (OURS, OTHER) for seed in (1, 2)
+    ]
+    assert len(run_trials(settings(tmp_path, trials=0, faults=(DEEP,), engines=(OURS,)), lambda one, left: None)) == 2
+    assert {one.trial.fault for one in run_trials(settings(tmp_path, trials=0, cap_s=31), lambda one, left: None)} == {
+        DEEP
+    }
+    assert tried == []
+    assert file.read_bytes() == before
+    with pytest.raises(UsageProblem, match="no trial of these faults, engines and times"):
+        run_trials(settings(tmp_path, trials=0, out=tmp_path / "other"), lambda one, left: None)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_line_that_was_cut_off_is_tried_again(tmp_path, tried):
     """The machine stopped while it was written."""
     run_trials(settings(tmp_path, trials=1), lambda one, left: None)
