@@ -56,12 +56,13 @@ def basic_scenarios(world: str, design: str) -> Iterator[tuple[str, Scenario]]:
 
 def _of_a_machine(world: str, design: str) -> Iterator[tuple[str, Scenario]]:
     disk, two = ("block",), ("block", "network")
-    unloads = [operation("unload", driver=driver) for driver in ("xenbus", *DEVICE_KINDS)]
+    drivers = ("xenbus", *DEVICE_KINDS)
+    unloads, loads = ([operation(what, driver=driver) for driver in drivers] for what in ("unload", "load"))
     both = {"world": world, "design": design, "devices": two, "operations": (_CONNECT, _EXIT)}
     yield "fifo", scenario(order=ORDER_FIFO, **both)
     for title, devices, steps in (
-        ("stop-start", disk, (_CONNECT, operation("disconnect"), _CONNECT, _REQUEST, _EXIT)),
-        ("unload", disk, (*unloads, _CONNECT, _EXIT)),
+        ("stop-start", disk, (_CONNECT, _REQUEST, operation("disconnect"), _CONNECT, _EXIT)),
+        ("reload", disk, (_CONNECT, _REQUEST, *unloads, _CONNECT, *loads, _CONNECT, _EXIT)),
         ("start-fails", disk, (operation("fail", call="XS_WRITE -> ENOSPC"), _CONNECT, _CONNECT, _EXIT)),
         (
             "hot-plug",
@@ -70,7 +71,7 @@ def _of_a_machine(world: str, design: str) -> Iterator[tuple[str, Scenario]]:
         ),
         ("stop-start-two", two, (_CONNECT, operation("disconnect"), _CONNECT, _EXIT)),
         ("connect-exit", disk, (_CONNECT, _EXIT)),
-        ("reload", disk, (_CONNECT, operation("unload"), operation("load"), _CONNECT, _EXIT)),
+        ("unload", disk, (*unloads, _CONNECT, _EXIT)),
         ("retry", disk, (_CONNECT, _STALE, operation("allocate"), operation("free"), _EXIT)),
         ("slow-peers", two, (operation("backend", delay=13), _CONNECT, _REQUEST, _EXIT)),
         ("each-device", DEVICE_KINDS, (_CONNECT, _REQUEST, _EXIT)),

@@ -151,13 +151,14 @@ class Run:
         """Write generated scenarios into `folder`: as many as the profile says, half of the `runs` at most, -1 is no limit.
 
         What is found soon is found soonest this way: mutation is worth its while only when there is something to mutate.
-        Every other one is of the failure sweep, where there is one; the rest of that comes bit by bit afterwards.
+        In the conforming environment every other one is of the failure sweep, where there is one; what is left of that comes
+        bit by bit afterwards. It says nothing about what others do in the hostile environment.
         """
         mutator = self.mutator
         mutator.begin_sweep(seed)
         count = self.target.profile.beginning
         for number in range(count if runs < 0 else min(count, runs // 2)):
-            swept = number % 2 and mutator.sweep
+            swept = number % 2 and mutator.sweep and mutator.environment != "hostile"
             made = codec.encode(mutator.pinned(mutator.sweep.pop())) if swept else mutator.generated(seed + number)
             (folder / f"{number:06}.bin").write_bytes(made)
 

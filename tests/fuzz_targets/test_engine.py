@@ -11,6 +11,7 @@ import pytest
 
 from fuzz_targets import codec, engine
 from fuzz_targets.engine import BlindError, CrashError, EngineMissing, Run, UsageError
+from fuzz_targets.generator import failure_sweep
 from fuzz_targets.mutator import Mutator
 from fuzz_targets.registry import TARGETS
 from reference_impl.scenario import Scenario, operation, scenario
@@ -143,6 +144,13 @@ def test_a_run_can_begin_with_generated_scenarios(stand_in: StandIn, tmp_path: P
     sweeping.begin_sweep(3)
     left = stand_in.options["custom_mutator"].__self__.sweep
     assert [*left, *reversed(made[1::2])] == sweeping.sweep
+
+
+def test_in_the_hostile_environment_a_run_begins_with_hostile_scenarios(stand_in: StandIn, tmp_path: Path) -> None:
+    """The failure sweep, which has no switches, comes later."""
+    _fuzz(beginning=tmp_path, environment="hostile", arguments=["-runs=20", "-seed=3"])
+    assert all(codec.decode(path.read_bytes()).switches for path in tmp_path.iterdir())
+    assert len(stand_in.options["custom_mutator"].__self__.sweep) == len(failure_sweep(LIFECYCLE, "reference-count"))
 
 
 def test_what_a_run_begins_with_depends_on_its_seed(stand_in: StandIn, tmp_path: Path) -> None:
