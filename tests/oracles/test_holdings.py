@@ -507,6 +507,16 @@ def test_what_has_a_number_like_an_attribute_is_no_open() -> None:
     assert book_of(story.reading).orphans == []
 
 
+def test_a_driver_that_has_a_child_open_itself_loses_no_record_of_a_child() -> None:
+    """It opened the handle that goes for itself, and not as a child of another."""
+    story = Story()
+    with story.entry("Start", BLOCK, EfiStatus.SUCCESS, CHILD, None):
+        story.service("InstallMultipleProtocolInterfaces")
+        story.service("OpenProtocol", BLOCK, EfiStatus.SUCCESS, CHILD, guids.XENBUS_PROTOCOL, 8, CHILD, 0x10)
+        story.service("UninstallMultipleProtocolInterfaces")
+    assert book_of(story.reading).orphans == []
+
+
 def test_what_is_taken_inside_of_a_start_is_not_always_its_own() -> None:
     """Not what a notification takes that runs in it, nor what the bus takes for itself."""
     story = Story()

@@ -45,6 +45,16 @@ def test_a_service_that_was_refused_memory_counts_as_allocating() -> None:
     )
 
 
+def test_what_the_firmware_calls_is_its_own_affair() -> None:
+    """The notification after it is judged all the same."""
+    story = Story()
+    with story.exit():
+        story.service("AllocatePool", "firmware")
+        with story.notification():
+            story.service("FreePool")
+    assert story.signatures() == ["memory-services/direct-call/XenBusDxe/FreePool"]
+
+
 def test_calls_inside_a_service_belong_to_the_driver_that_makes_them() -> None:
     """The bus disconnects, the block driver's Stop closes a protocol and frees: each answers for its own calls."""
     story = Story()

@@ -125,7 +125,10 @@ def test_a_record_that_is_cut_out_of_its_trace_has_no_notifier() -> None:
     story = Story()
     with story.entry("Notify", BLOCK):
         story.service("Stall")
+        with story.service("DisconnectController", BLOCK), story.entry("Stop"):
+            story.service("FreePool")
     assert notifier_of(story.trace.records, 1) == BLOCK
+    assert notifier_of(story.trace.records, 4) == BLOCK
 
 
 def test_entries_end_before_what_comes_behind_them() -> None:

@@ -495,6 +495,19 @@ def test_a_binding_that_is_entered_after_unload_is_told_once(name: str) -> None:
     assert found[0].seen == f"{name}() of XenPvBlkDxe was entered, though Unload() of XenPvBlkDxe answered EFI_SUCCESS."
 
 
+def test_each_driver_that_is_entered_after_its_unload_is_told() -> None:
+    """Also where another's Unload, inside of code that goes on, says nothing."""
+    story = Story()
+    with story.entry("Stop", BLOCK):
+        story.entry("Unload", BLOCK)
+    for agent in (BUS, BLOCK):
+        story.entry("Unload", agent)
+    for agent in (BUS, BLOCK):
+        story.entry("Supported", agent)
+    told = [each for each in signatures(story) if "unload" in each]
+    assert told == ["entered-after-unload/XenBusDxe/Supported", "entered-after-unload/XenPvBlkDxe/Supported"]
+
+
 def test_what_was_loaded_again_may_be_entered() -> None:
     """By LoadImage, or at its entry point; the other driver's return is not this one's."""
     for loads, told in ((BUS, []), (BLOCK, ["entered-after-unload/XenBusDxe/Supported"])):

@@ -291,11 +291,12 @@ def test_what_is_no_wait_hides_none() -> None:
     assert rules(story) == ["blocks-at-notify"]
 
 
-def test_a_notification_that_somebody_raised_did_not_choose_it() -> None:
+@pytest.mark.parametrize("services", [("CreateEvent", "CreateEventEx"), ("CreateEventEx", "CreateEvent")])
+def test_a_notification_that_somebody_raised_did_not_choose_it(services: tuple[str, str]) -> None:
     """The level that its event was created for counts, not the one at which a third party left the processor."""
     story = Story()
-    story.service("CreateEvent", BUS, EfiStatus.SUCCESS, 0x201, int(Tpl.CALLBACK), "notify", 0)
-    story.service("CreateEventEx", BUS, EfiStatus.SUCCESS, 0x200, int(Tpl.NOTIFY), "notify", 0, "", value=EVENT + 1)
+    story.service(services[0], BUS, EfiStatus.SUCCESS, 0x201, int(Tpl.CALLBACK), "notify", 0, "", value=EVENT)
+    story.service(services[1], BUS, EfiStatus.SUCCESS, 0x200, int(Tpl.NOTIFY), "notify", 0, "", value=EVENT + 1)
     with story.notification(tpl=Tpl.NOTIFY):
         story.service("Stall", BUS, EfiStatus.SUCCESS, 9_000)
     assert rules(story) == []
