@@ -58,8 +58,8 @@ SWITCH_SHARE = 0.06
 GENERATE_SHARE = 0.2
 """How often a mutation is a wholly new scenario."""
 
-SWEEP_SHARE = 0.1
-"""How often it is one of the failure sweep, until all of that have come."""
+SWEEP_SHARE = {"conforming": 0.25, "hostile": 0.1}
+"""How often it is one of the failure sweep, until all of that have come. It is conforming, whatever the environment."""
 
 
 # ---- scenarios ----------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ class Mutator:
         if not target.mutates:
             design = rng.choice(target.designs) if self.design is None else self.design
             return fitted(self._new(scenario, design), max_size)
-        if self.sweep and rng.random() < SWEEP_SHARE:
+        if self.sweep and rng.random() < SWEEP_SHARE[scenario.environment]:
             return fitted(self.pinned(self.sweep.pop()), max_size)
         # An input too short to say anything is what libFuzzer begins with.
         if len(data) < 8 or rng.random() < GENERATE_SHARE:
