@@ -187,6 +187,16 @@ def test_equal_results_are_no_difference():
         assert compared.overall(OTHER, "executions") == (0.5, 1.0)
 
 
+@pytest.mark.parametrize(("trials", "verdict"), [(1, ""), (2, "sooner")])
+def test_one_trial_of_an_engine_rules_nothing_out(trials, verdict):
+    """However often ebsfuzz was sooner, and though equal values make the test's own p as small as one likes."""
+    made = results(SHALLOW, OURS, [1] * 20) + results(SHALLOW, OTHER, [70] * trials)
+    one = next(one for one in Score(made).comparisons if one.measure == "executions")
+    assert one.a12 == 1.0
+    assert one.verdict == verdict
+    assert one.p >= 2 / math.comb(20 + trials, trials)
+
+
 def test_over_all_faults_ebsfuzz_is_sooner_when_it_mostly_is():
     """Seven faults with an advantage that none of them shows by itself."""
     made = []
