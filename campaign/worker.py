@@ -6,13 +6,14 @@ without telling Python, so nothing here waits for the end. It ends with its pare
 is collected by the next run of the campaign.
 
 A worker that cannot go on says so in one line that begins with `PROBLEM`, and ends with one of the statuses below.
-Anything else that ends it is a crash of ebsfuzz itself, and libFuzzer keeps the input in the worker's folder.
+Anything else that ends it is a crash of ebsfuzz itself, and the input is kept in the worker's folder.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import os
 import signal
 import sys
@@ -209,9 +210,11 @@ def _run(config: WorkerConfig, scenarios: Iterable[Scenario], on_verdict: Callba
                 on_verdict(data, scenario, verdict)
                 verdict.trace.records.clear()
             except (Exception, _Timeout) as error:
-                write_atomically(Path(config.folder, "crash.bin"), data)
+                what, status = ("timeout", EXIT_TIMEOUT) if isinstance(error, _Timeout) else ("crash", EXIT_CRASHED)
+                # Named as libFuzzer names them: workers that break down over different inputs do not share a name.
+                write_atomically(Path(config.folder, f"{what}-{hashlib.sha1(data).hexdigest()}"), data)
                 traceback.print_exc()
-                sys.exit(EXIT_TIMEOUT if isinstance(error, _Timeout) else EXIT_CRASHED)
+                sys.exit(status)
             if executions % RUNS_PER_COLLECTION == 0:
                 gc.collect()
     except KeyboardInterrupt:

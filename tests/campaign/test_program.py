@@ -161,6 +161,17 @@ def test_unguided_generation_needs_no_feedback(tmp_path: Path) -> None:
     assert counts == [(one["signature"], one["count"]) for one in again["findings"]]
 
 
+def test_every_input_that_broke_a_worker_down_is_kept(tmp_path: Path) -> None:
+    """Also where several workers do, each over an input of its own, and libFuzzer has no part in it."""
+    (tmp_path / "sitecustomize.py").write_text("import oracles\noracles.ORACLES['tpl'] = lambda reading: 1 / 0\n")
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    ended = ebsfuzz(tmp_path, "run", "--unguided", "--runs", "5", "--seed", "1", PYTHONPATH=path)
+    assert ended.returncode == 3
+    assert "it crashed; the input is kept in campaign-out/crashes/crash-" in ended.stderr
+    kept = [each for each in (tmp_path / "campaign-out" / "crashes").iterdir() if each.suffix != ".log"]
+    assert {read_scenario(each).design for each in kept} == {"disconnect", "exit-callback", "reference-count"}
+
+
 def test_a_baseline_makes_the_status_0(tmp_path: Path) -> None:
     """The answer of an earlier run is a baseline: everything is still counted and shown."""
     arguments = ("run", "--unguided", "--design", "disconnect", "--runs", "40", "--seed", "5", "--format", "json")
